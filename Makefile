@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Needs Python 3.11 or newer, a C compiler and make; the rest is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Ray keeps to loopback and reports nothing home.
+export RAY_USAGE_STATS_ENABLED := 0
+export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
+# DeepSpeed would otherwise try to compile kernels at install time.
+export DS_BUILD_OPS := 0
+
+.PHONY: help setup demo test check perf clean
+
+help:  ## Say what each command does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+setup: $(STAMP)  ## Install everything into .venv
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"OmniFarm needs Python 3.11 or newer, found {sys.version.split()[0]}. Set PYTHON=/path/to/python3.11.")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch numpy setuptools wheel
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,bench]"
+	@touch $(STAMP)
+
+demo: $(STAMP)  ## Learn several concepts on a local cluster and show them (CONCEPTS=folder for your own)
+	$(BIN)/omnifarm demo run $(if $(CONCEPTS),--concepts "$(CONCEPTS)") $(DEMO_FLAGS)
+
+test: $(STAMP)  ## Run every test
+	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+check: $(STAMP)  ## Format, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+perf: $(STAMP)  ## Measure speed side by side
+	$(BIN)/python -m pytest --version >/dev/null && $(BIN)/omnifarm perf train
+
+clean:  ## Remove what the other commands made
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""OmniFarm: teach a frozen unified multimodal model your own things."""
