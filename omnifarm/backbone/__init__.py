@@ -1,0 +1,1 @@
+"""The unified understanding-and-generation backbone (BAGEL): read, run, and differentiate through it, never change it."""
