@@ -1,0 +1,224 @@
+"""The latent autoencoder: pixels to latents and back, in the official file's tensor names.
+
+The network is diffusers' `AutoencoderKL` (imported only when a codec is built). This file knows its two naming
+schemes, the scaling of latents and their token layout; it knows nothing of the language model.
+
+Shape letters: B images, H and W pixels, Z latent channels, h and w latent cells, p latent patch side.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from omnifarm.backbone.config import AutoencoderConfig
+from omnifarm.backbone.image_ops import patchify, unpatchify
+from omnifarm.errors import WeightsError
+
+WEIGHTS_FILE = "ae.safetensors"
+"""Name of the autoencoder's weights in a backbone folder."""
+
+
+class LatentCodec:
+    """Encoder and decoder of one backbone.
+
+    A new codec has random weights, ready to be trained through `module`; `load` replaces them.
+
+    Args:
+        config: Sizes, scale and shift.
+        latent_patch_size: Side p of the latent square that becomes one token.
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, latent_patch_size: int = 2) -> None:
+        from diffusers import AutoencoderKL
+
+        levels = len(config.ch_mult)
+        self.config = config
+        self.latent_patch_size = latent_patch_size
+        self.module: nn.Module = AutoencoderKL(
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=tuple(config.ch * factor for factor in config.ch_mult),
+            layers_per_block=config.num_res_blocks,
+            latent_channels=config.z_channels,
+            norm_num_groups=32,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ).eval()
+        # The heads are reached past AutoencoderKL.encode, whose posterior clamps the log-variance.
+        self._encoder: nn.Module = self.module.get_submodule("encoder")
+        self._decoder: nn.Module = self.module.get_submodule("decoder")
+
+    @classmethod
+    def from_file(cls, path: Path, *, config: AutoencoderConfig, latent_patch_size: int = 2) -> Self:
+        """Build a codec and load `path` (official names) into it, frozen."""
+        codec = cls(config, latent_patch_size=latent_patch_size)
+        codec.load(path)
+        codec.module.requires_grad_(False)
+        return codec
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return next(self.module.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Self:
+        """Convert or move the weights in place; returns the codec."""
+        self.module.to(dtype=dtype, device=device)
+        return self
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of the latent posterior, unscaled and unclamped.
+
+        Args:
+            pixels: (3, H, W) or (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            Two tensors, (Z, h, w) or (B, Z, h, w).
+        """
+        batch, is_single = _batched(pixels.to(dtype=self.dtype, device=self.device))
+        mean, logvar = self._encoder(batch).chunk(2, dim=1)
+        return (mean[0], logvar[0]) if is_single else (mean, logvar)
+
+    def encode(
+        self, pixels: Tensor, *, generator: torch.Generator | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """Return scaled latents: scale_factor * (posterior - shift_factor).
+
+        Args:
+            pixels: (3, H, W) or (B, 3, H, W) in [-1, 1].
+            generator: Draws the posterior noise on the CPU; without it and without `noise` the mean is used
+                (the official code always samples).
+            noise: Standard normal numbers of the latent's shape, instead of a draw.
+
+        Returns:
+            (Z, h, w) or (B, Z, h, w).
+        """
+        mean, logvar = self.moments(pixels)
+        if noise is None and generator is not None:
+            noise = torch.randn(mean.shape, generator=generator)
+        posterior = mean if noise is None else mean + torch.exp(0.5 * logvar) * noise.to(mean)
+        return self.config.scale_factor * (posterior - self.config.shift_factor)
+
+    def encode_padded(self, images: Sequence[Tensor], *, noise: Tensor | None = None) -> Tensor:
+        """Encode images of several sizes as one batch, as the official training does.
+
+        Images are padded with mid-grey (0) at the right and bottom. The padding is seen by the network, so a
+        smaller image's latents differ from those of `encode` alone.
+
+        Returns:
+            (B, Z, max h, max w); the latents of an image lie in its top-left corner.
+        """
+        H = max(image.shape[-2] for image in images)
+        W = max(image.shape[-1] for image in images)
+        batch = torch.stack(
+            [nn.functional.pad(image, (0, W - image.shape[-1], 0, H - image.shape[-2])) for image in images]
+        )
+        return self.encode(batch, noise=noise)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Return pixels of scaled latents (Z, h, w) or (B, Z, h, w); around [-1, 1], not clamped."""
+        batch, is_single = _batched(latent.to(dtype=self.dtype, device=self.device))
+        pixels: Tensor = self._decoder(batch / self.config.scale_factor + self.config.shift_factor)
+        return pixels[0] if is_single else pixels
+
+    def to_tokens(self, latent: Tensor) -> Tensor:
+        """Return (h//p * w//p, p*p*Z) latent tokens of scaled latents (Z, h, w)."""
+        return patchify(latent, patch=self.latent_patch_size)
+
+    def from_tokens(self, tokens: Tensor, *, grid: tuple[int, int]) -> Tensor:
+        """Return scaled latents (Z, h*p, w*p) of the tokens of a grid (h, w)."""
+        return unpatchify(tokens, grid=grid, patch=self.latent_patch_size)
+
+    def official_state(self) -> dict[str, Tensor]:
+        """Return the weights under their official names (attention projections as 1x1 convolutions)."""
+        levels = len(self.config.ch_mult)
+        state = {}
+        for name, value in self.module.state_dict().items():
+            official = official_name(name, num_levels=levels)
+            is_projection = re.search(r"attn_1\.(q|k|v|proj_out)\.weight$", official) is not None
+            state[official] = value[:, :, None, None] if is_projection else value
+        return state
+
+    def save(self, path: Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write the weights to `path` in official names, converted to `dtype` if given."""
+        state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.official_state().items()}
+        save_file(state, str(path))
+
+    def load(self, path: Path) -> None:
+        """Replace the weights by those of a file in official names.
+
+        Raises:
+            WeightsError: The file cannot be read, or tensors are missing, unexpected or misshaped (all are named).
+        """
+        try:
+            found = load_file(str(path))
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(f"{path}: expected safetensors weights of the autoencoder; {error}") from error
+        self.load_official(found, source=str(path))
+
+    def load_official(self, found: Mapping[str, Tensor], *, source: str) -> None:
+        """Replace the weights by `found` (official names); see `load`. `source` names them in errors."""
+        expected = self.official_state()
+        problems = [f"missing {name} {tuple(expected[name].shape)}" for name in expected if name not in found]
+        problems += [f"unexpected {name}" for name in found if name not in expected]
+        problems += [
+            f"{name} must be {tuple(expected[name].shape)}, found {tuple(found[name].shape)}"
+            for name in expected
+            if name in found and expected[name].shape != found[name].shape
+        ]
+        if problems:
+            raise WeightsError(
+                f"{source}: the autoencoder does not match its configuration: " + "; ".join(problems),
+                problems=problems,
+            )
+        levels = len(self.config.ch_mult)
+        own = self.module.state_dict()
+        state: dict[str, Any] = {
+            name: found[official_name(name, num_levels=levels)].reshape(value.shape).to(value.dtype)
+            for name, value in own.items()
+        }
+        self.module.load_state_dict(state)
+
+
+_RENAMED = (
+    (re.compile(r"^encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\."), r"encoder.down.\1.block.\2."),
+    (re.compile(r"^encoder\.down_blocks\.(\d+)\.downsamplers\.0\."), r"encoder.down.\1.downsample."),
+    (re.compile(r"\.mid_block\.attentions\.0\.group_norm\."), ".mid.attn_1.norm."),
+    (re.compile(r"\.mid_block\.attentions\.0\.to_([qkv])\."), r".mid.attn_1.\1."),
+    (re.compile(r"\.mid_block\.attentions\.0\.to_out\.0\."), ".mid.attn_1.proj_out."),
+    (re.compile(r"\.conv_norm_out\."), ".norm_out."),
+    (re.compile(r"\.conv_shortcut\."), ".nin_shortcut."),
+)
+
+
+def official_name(name: str, *, num_levels: int) -> str:
+    """Translate a diffusers tensor name to the official one.
+
+    Both count encoder levels from the highest resolution; the official decoder does so too, diffusers' decoder
+    counts from the lowest.
+    """
+    for pattern, replacement in _RENAMED:
+        name = pattern.sub(replacement, name)
+    name = re.sub(r"\.mid_block\.resnets\.(\d+)\.", lambda m: f".mid.block_{int(m[1]) + 1}.", name)
+    if found := re.match(r"decoder\.up_blocks\.(\d+)\.(.*)$", name):
+        rest = re.sub(r"^resnets\.", "block.", found[2])
+        rest = re.sub(r"^upsamplers\.0\.", "upsample.", rest)
+        name = f"decoder.up.{num_levels - 1 - int(found[1])}.{rest}"
+    return name
+
+
+def _batched(images: Tensor) -> tuple[Tensor, bool]:
+    return (images[None], True) if images.dim() == 3 else (images, False)
