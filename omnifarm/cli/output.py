@@ -1,0 +1,20 @@
+"""What commands print: one JSON document on standard output, everything else for people."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output and nothing else.")]
+
+people = Console(stderr=True, highlight=False)
+"""Progress and remarks: standard error, so that standard output stays machine-readable."""
+
+results = Console(highlight=False, soft_wrap=True)
+"""Results for people: standard output."""
+
+
+def print_json(document: Any) -> None:
+    """Write `document` (JSON-compatible) to standard output, indented, keys as given."""
+    print(json.dumps(document, indent=2, ensure_ascii=False, default=str))

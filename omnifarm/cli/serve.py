@@ -1,0 +1,43 @@
+"""`omnifarm serve`: put a store's concepts behind HTTP on this machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from omnifarm.cli.output import people
+from omnifarm.errors import ConfigError
+
+
+def serve(
+    store: Annotated[
+        str, typer.Option("--store", help="s3://bucket/prefix or a local folder.", envvar="OMNIFARM_STORE")
+    ],
+    backbone: Annotated[
+        str,
+        typer.Option("--backbone", help="`miniature`, a checkpoint folder or a hub id.", envvar="OMNIFARM_BACKBONE"),
+    ] = "miniature",
+) -> None:
+    """Serve the concepts of a store over HTTP (loopback, port 8000); Ctrl-C stops it.
+
+    The same as `serve run serve.app:app` with `OMNIFARM_STORE` and `OMNIFARM_BACKBONE` set.
+    """
+    checkout = Path.cwd()
+    if not (checkout / "serve" / "app.py").is_file():
+        raise ConfigError(
+            f"expected serve/app.py in the current folder, found none in {checkout}; run this from a checkout of OmniFarm"
+        )
+    local = "://" not in store and not store.startswith("memory:")
+    environment = {
+        **os.environ,
+        "OMNIFARM_STORE": str(Path(store).resolve()) if local else store,
+        "OMNIFARM_BACKBONE": backbone,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    people.print("starting; the endpoints will be described at http://127.0.0.1:8000/docs")
+    program = [sys.executable, "-m", "ray.serve.scripts", "run", "serve.app:app"]
+    raise typer.Exit(subprocess.call(program, env=environment))
