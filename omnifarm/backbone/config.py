@@ -30,6 +30,20 @@ _EXTRA_KEYS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpecialIds:
+    """Ids of the four special tokens that frame segments."""
+
+    im_start: int
+    """Start of a text segment."""
+    im_end: int
+    """End of a text segment."""
+    vision_start: int
+    """Start of an image."""
+    vision_end: int
+    """End of an image."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageTransformConfig:
     """Resize rule of one image path (all sizes in pixels)."""
 

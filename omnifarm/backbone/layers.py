@@ -1,0 +1,120 @@
+"""Small building blocks shared by the language model, the vision tower and the image paths."""
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from omnifarm.backbone.positions import sincos_table
+from omnifarm.errors import ConfigError
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: in float32 at least, rounded back to the input's type, then weighted.
+
+    Args:
+        width: Size of the last dimension.
+        eps: Added to the mean square.
+    """
+
+    def __init__(self, width: int, *, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`."""
+        if x.dtype in (torch.float32, torch.float64):
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        # The official order rounds before the weight, which a fused bf16 kernel does not.
+        return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, width: int, *, inner: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=False)
+        self.up_proj = nn.Linear(width, inner, bias=False)
+        self.down_proj = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, width) to (N, width)."""
+        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class Connector(nn.Module):
+    """Two linears with an activation between: from the vision tower's width to the language model's."""
+
+    def __init__(self, inputs: int, *, width: int, activation: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, width)
+        self.activation = activation_function(activation)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, inputs) to (N, width)."""
+        return cast(Tensor, self.fc2(self.activation(self.fc1(x))))
+
+
+class TimestepEmbedder(nn.Module):
+    """Diffusion time to a vector of the model's width: 256-d sinusoid (cos block first), linear, SiLU, linear."""
+
+    frequencies = 256
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map (S,) times in [0, 1] to (S, width)."""
+        first = cast(nn.Linear, self.mlp[0])
+        return cast(Tensor, self.mlp(self.sinusoid(t).to(first.weight.dtype)))
+
+    @classmethod
+    def sinusoid(cls, t: Tensor) -> Tensor:
+        """Return (S, 256) float32: cos then sin of t * exp(-ln(10000) k / 128). Time is not multiplied by 1000."""
+        half = cls.frequencies // 2
+        steps = torch.arange(half, dtype=torch.float32, device=t.device)
+        angles = t.float()[:, None] * torch.exp(-math.log(10000) * steps / half)
+        return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+class PositionTable(nn.Module):
+    """A fixed sin-cos table that is stored in checkpoints but never trained.
+
+    Args:
+        side: Table side in tokens.
+        width: Channels.
+    """
+
+    def __init__(self, side: int, *, width: int) -> None:
+        super().__init__()
+        self.side, self.width = side, width
+        self.pos_embed = nn.Parameter(torch.empty(side * side, width), requires_grad=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Fill the table with its formula; used when a checkpoint does not carry it."""
+        if not self.pos_embed.is_meta:
+            with torch.no_grad():
+                self.pos_embed.copy_(sincos_table(self.side, width=self.width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Return the rows `ids` (N,) as (N, width)."""
+        return self.pos_embed[ids]
+
+
+def activation_function(name: str) -> nn.Module:
+    """Return the activation transformers calls `name`.
+
+    Raises:
+        ConfigError: transformers knows no such activation.
+    """
+    if name not in ACT2FN:
+        raise ConfigError(f"activation must be a name transformers knows, found {name!r}")
+    return cast(nn.Module, ACT2FN[name])
