@@ -1,0 +1,117 @@
+"""A lane as bytes: one safetensors object, tensors and JSON together, so that it is whole or not there.
+
+Holds all a lane needs to go on bit for bit: soft tokens, AdamW's memory, the step (which is the data cursor and the
+seed of every random draw) and the losses so far. What the lane was started from is recorded as an identity, and a
+checkpoint of anything else is refused.
+"""
+
+import json
+import math
+from dataclasses import asdict, fields
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.errors import TrainingError
+from omnifarm.training.lane import Lane, SampleSource, StepLosses
+from omnifarm.training.optimizer import Moments
+
+SCHEMA_VERSION = 1
+_HEADER = "omnifarm_lane"
+_COLUMNS = tuple(column.name for column in fields(StepLosses))
+
+
+def save_lane(lane: Lane, *, identity: str) -> bytes:
+    """Return a lane as bytes.
+
+    Args:
+        lane: The lane, between two steps.
+        identity: Digest of what it is trained from (data, recipe, backbone).
+    """
+    losses = torch.tensor([[getattr(one, name) for name in _COLUMNS] for one in lane.losses], dtype=torch.float64)
+    header = {
+        "schema_version": SCHEMA_VERSION,
+        "name": lane.name,
+        "identity": identity,
+        "step": lane.step,
+        "stopped": lane.stopped,
+        "loss_columns": _COLUMNS,
+    }
+    tensors = {
+        "soft": lane.soft.detach().cpu().contiguous(),
+        "first": lane.moments.first.cpu().contiguous(),
+        "second": lane.moments.second.cpu().contiguous(),
+        "losses": losses.reshape(len(lane.losses), len(_COLUMNS)),
+    }
+    return save(tensors, metadata={_HEADER: json.dumps(header)})
+
+
+def load_lane(
+    data: bytes, *, identity: str, recipe: TrainingRecipe, source: SampleSource, device: torch.device | str = "cpu"
+) -> Lane:
+    """Rebuild a lane from bytes.
+
+    Args:
+        data: What `save_lane` returned.
+        identity: What the lane must have been trained from.
+        recipe: How it is learned (part of the identity).
+        source: Its samples (part of the identity).
+        device: Where its tensors go.
+
+    Raises:
+        TrainingError: The bytes are damaged, of another schema, or of another identity; going on would mix two runs.
+    """
+    try:
+        tensors = load(data)
+        header = json.loads(_metadata(data)[_HEADER])
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise TrainingError(f"expected a lane checkpoint, found {len(data)} bytes that are none: {error}") from error
+    if header.get("schema_version") != SCHEMA_VERSION:
+        raise TrainingError(
+            f"expected lane checkpoint schema {SCHEMA_VERSION}, found {header.get('schema_version')}; start the lane anew"
+        )
+    if header["identity"] != identity:
+        raise TrainingError(
+            f"the checkpoint of {header['name']!r} belongs to {header['identity'][:12]}, expected {identity[:12]}; "
+            "photographs, recipe or backbone changed: start the lane anew"
+        )
+    rows = tensors["losses"].tolist()
+    lane = Lane(
+        name=header["name"],
+        recipe=recipe,
+        source=source,
+        soft=tensors["soft"].to(device).requires_grad_(True),
+        moments=Moments(first=tensors["first"].to(device), second=tensors["second"].to(device)),
+        step=header["step"],
+        losses=[StepLosses(**dict(zip(header["loss_columns"], row, strict=True))) for row in rows],
+        stopped=header["stopped"],
+    )
+    _require_whole(lane, tensors)
+    return lane
+
+
+def loss_curve(lane: Lane) -> list[dict[str, float | None]]:
+    """Return the losses as JSON values, one object per step; a task without samples is None."""
+    return [
+        {name: value if math.isfinite(value) else None for name, value in asdict(one).items()} for one in lane.losses
+    ]
+
+
+def _require_whole(lane: Lane, tensors: dict[str, Tensor]) -> None:
+    shapes = {name: tuple(tensors[name].shape) for name in ("soft", "first", "second")}
+    if len(set(shapes.values())) != 1 or lane.soft.shape[0] != lane.recipe.num_soft_tokens:
+        raise TrainingError(
+            f"expected {lane.recipe.num_soft_tokens} soft tokens with moments of the same shape, found {shapes}"
+        )
+    if len(lane.losses) != lane.step:
+        raise TrainingError(f"expected one loss per step, found {len(lane.losses)} losses at step {lane.step}")
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    # The file starts with the header's length (8 bytes, little endian) and the header as JSON.
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = json.loads(data[8 : 8 + length])["__metadata__"]
+    return metadata

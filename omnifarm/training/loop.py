@@ -1,0 +1,85 @@
+"""The training loop of one process: lanes join, step together, and leave when they are done.
+
+trainer = Trainer(sharding, special_ids=..., config=...)
+trainer.add(lane)
+while trainer.lanes:
+    for lane in trainer.step():
+        ...  # done or stopped, and no longer in the trainer
+"""
+
+from collections.abc import Sequence
+
+from omnifarm.backbone.config import BackboneConfig, SpecialIds
+from omnifarm.errors import TrainingError
+from omnifarm.training.lane import Lane
+from omnifarm.training.sharding import Sharding
+from omnifarm.training.step import packed_step
+
+
+class Trainer:
+    """Steps any number of lanes over one frozen backbone. Not safe for concurrent use.
+
+    Args:
+        sharding: The frozen backbone.
+        special_ids: Ids of the frame tokens.
+        config: The backbone's configuration.
+        lanes_per_pack: Lanes that share one forward. With 1 a lane's result is bit for bit what it would be alone;
+            with more, matrix products of other heights may round differently in the last digit.
+    """
+
+    def __init__(
+        self,
+        sharding: Sharding,
+        *,
+        special_ids: SpecialIds,
+        config: BackboneConfig,
+        lanes_per_pack: int = 1,
+    ) -> None:
+        if lanes_per_pack < 1:
+            raise TrainingError(f"lanes_per_pack must be at least 1, found {lanes_per_pack}")
+        self._sharding = sharding
+        self._special_ids = special_ids
+        self._config = config
+        self._lanes_per_pack = lanes_per_pack
+        self._lanes: dict[str, Lane] = {}
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """The lanes that still train, in the order in which they joined."""
+        return tuple(self._lanes.values())
+
+    def add(self, lane: Lane) -> None:
+        """Let a lane join from the next step on.
+
+        Raises:
+            TrainingError: A lane of that name is already training here.
+        """
+        if lane.name in self._lanes:
+            raise TrainingError(f"a lane named {lane.name!r} is already training here; names must differ")
+        self._lanes[lane.name] = lane
+
+    def remove(self, name: str) -> Lane:
+        """Take a lane out between two steps; it can go on elsewhere.
+
+        Raises:
+            TrainingError: No such lane.
+        """
+        try:
+            return self._lanes.pop(name)
+        except KeyError as error:
+            raise TrainingError(f"no lane named {name!r} here; training: {sorted(self._lanes)}") from error
+
+    def step(self) -> Sequence[Lane]:
+        """Advance every lane by one step and return those that will take no other, removed from the trainer."""
+        active = [lane for lane in self._lanes.values() if lane.is_active]
+        for start in range(0, len(active), self._lanes_per_pack):
+            packed_step(
+                active[start : start + self._lanes_per_pack],
+                sharding=self._sharding,
+                special_ids=self._special_ids,
+                config=self._config,
+            )
+        over = [lane for lane in self._lanes.values() if not lane.is_active]
+        for lane in over:
+            del self._lanes[lane.name]
+        return over
