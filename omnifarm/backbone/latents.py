@@ -35,12 +35,13 @@ class LatentCodec:
     """
 
     def __init__(self, config: AutoencoderConfig, *, latent_patch_size: int = 2) -> None:
-        from diffusers import AutoencoderKL
+        import diffusers
 
         levels = len(config.ch_mult)
         self.config = config
         self.latent_patch_size = latent_patch_size
-        self.module: nn.Module = AutoencoderKL(
+        build: Any = diffusers.AutoencoderKL
+        self.module: nn.Module = build(
             in_channels=config.in_channels,
             out_channels=config.out_channels,
             down_block_types=("DownEncoderBlock2D",) * levels,
