@@ -28,7 +28,9 @@ def emblem(name: str, x: float, y: float, size: float) -> list[Point]:
         return [(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(radii, angles, strict=True)]
     if name == "heart":
         turns = [math.tau * i / 30 for i in range(30)]
-        heart = [(16 * math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t))) for t in turns]
+        heart = [
+            (16 * math.sin(t) ** 3, -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t))) for t in turns
+        ]
         return [(x + u * size / 16, y + v * size / 16) for u, v in heart]
     outer = [(0.95 * math.cos(a), 0.95 * math.sin(a)) for a in (0.9 + 4.5 * i / 16 for i in range(17))]
     inner = [(0.42 + 0.62 * math.cos(a), 0.62 * math.sin(a)) for a in (5.0 - 3.75 * i / 12 for i in range(13))]

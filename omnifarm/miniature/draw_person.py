@@ -100,13 +100,49 @@ def _hair_front(pen: Pen, style: str, hair: Color, turn: float) -> None:
             pen.fill(oval(x, HEAD_Y + y, 11, 10), hair)
     elif style == "short":
         points = _cap(27, HEAD_Y - 8, top)
-        pen.fill([*points, (28, HEAD_Y + 2), (21, HEAD_Y - 8), (19 + turn / 2, HEAD_Y - 15), (-10 + turn / 2, HEAD_Y - 17), (-22, HEAD_Y - 8), (-28, HEAD_Y + 2)], hair, outlined=True)
+        pen.fill(
+            [
+                *points,
+                (28, HEAD_Y + 2),
+                (21, HEAD_Y - 8),
+                (19 + turn / 2, HEAD_Y - 15),
+                (-10 + turn / 2, HEAD_Y - 17),
+                (-22, HEAD_Y - 8),
+                (-28, HEAD_Y + 2),
+            ],
+            hair,
+            outlined=True,
+        )
     elif style == "long":
         points = _cap(28, HEAD_Y - 4, top)
-        pen.fill([*points, (30, HEAD_Y + 14), (24, HEAD_Y + 4), (14 + turn, HEAD_Y - 16), (-2 + turn, HEAD_Y - 22), (-16 + turn, HEAD_Y - 13), (-24, HEAD_Y + 4), (-30, HEAD_Y + 14)], hair, outlined=True)
+        pen.fill(
+            [
+                *points,
+                (30, HEAD_Y + 14),
+                (24, HEAD_Y + 4),
+                (14 + turn, HEAD_Y - 16),
+                (-2 + turn, HEAD_Y - 22),
+                (-16 + turn, HEAD_Y - 13),
+                (-24, HEAD_Y + 4),
+                (-30, HEAD_Y + 14),
+            ],
+            hair,
+            outlined=True,
+        )
     else:
         points = _cap(27, HEAD_Y - 4, top)
-        pen.fill([*points, (26, HEAD_Y - 4), (14 + turn / 2, HEAD_Y - 15), (turn / 2, HEAD_Y - 22), (-14 + turn / 2, HEAD_Y - 15), (-26, HEAD_Y - 4)], hair, outlined=True)
+        pen.fill(
+            [
+                *points,
+                (26, HEAD_Y - 4),
+                (14 + turn / 2, HEAD_Y - 15),
+                (turn / 2, HEAD_Y - 22),
+                (-14 + turn / 2, HEAD_Y - 15),
+                (-26, HEAD_Y - 4),
+            ],
+            hair,
+            outlined=True,
+        )
 
 
 def _cap(wide: float, low: float, top: float) -> list[Point]:
@@ -118,7 +154,12 @@ def _face(pen: Pen, identity: Identity, skin: Color, hair: Color, turn: float, *
     eye_y = HEAD_Y + 2
     if identity["beard"] == "beard":
         jaw = [(-27.0, HEAD_Y + 4), (-27.0, HEAD_Y + 18), (-18.0, HEAD_Y + 30), (18.0, HEAD_Y + 30)]
-        jaw += [(27.0, HEAD_Y + 18), (27.0, HEAD_Y + 4), (15.0 + turn / 2, HEAD_Y + 12), (-15.0 + turn / 2, HEAD_Y + 12)]
+        jaw += [
+            (27.0, HEAD_Y + 18),
+            (27.0, HEAD_Y + 4),
+            (15.0 + turn / 2, HEAD_Y + 12),
+            (-15.0 + turn / 2, HEAD_Y + 12),
+        ]
         pen.fill(jaw, hair, outlined=True)
     for side in (-1, 1):
         x = side * 11 + turn
@@ -135,7 +176,13 @@ def _face(pen: Pen, identity: Identity, skin: Color, hair: Color, turn: float, *
         smile = [(turn - 8, mouth_y - 2), (turn + 8, mouth_y - 2), (turn + 5, mouth_y + 4), (turn - 5, mouth_y + 4)]
         pen.fill(smile, WHITE if identity["beard"] == "beard" else (150, 40, 44), outlined=True)
     if identity["beard"] == "mustache":
-        half = [(0.0, HEAD_Y + 10.0), (9.0, HEAD_Y + 9.0), (17.0, HEAD_Y + 14.0), (8.0, HEAD_Y + 17.0), (0.0, HEAD_Y + 15.0)]
+        half = [
+            (0.0, HEAD_Y + 10.0),
+            (9.0, HEAD_Y + 9.0),
+            (17.0, HEAD_Y + 14.0),
+            (8.0, HEAD_Y + 17.0),
+            (0.0, HEAD_Y + 15.0),
+        ]
         pen.fill([(turn + x, y) for x, y in half] + [(turn - x, y) for x, y in reversed(half)], hair, outlined=True)
 
 
@@ -147,10 +194,13 @@ def _eye(pen: Pen, glasses: str, x: float, y: float, side: int, hair: Color, *, 
     if glasses == "round":
         pen.fill(oval(x, y, 10.5, 10.5), (232, 244, 252))
         pen.ring(oval(x, y, 10.5, 10.5), INK, 4)
-    pen.fill(oval(x, y, 4.2, 5.4), INK)
-    pen.fill(oval(x - 1.3, y - 2, 1.8, 2), WHITE)
+    pen.fill(oval(x, y, 4.6, 6.0), INK)
+    pen.fill(oval(x - 1.5, y - 2.3, 2, 2.2), WHITE)
     if woman:
-        pen.stroke([(x + side * 3, y - 4), (x + side * 7.5, y - 8)], INK, 3)
+        for rise in (-4, 0):
+            pen.stroke([(x + side * 3, y + rise), (x + side * 8, y + rise - 2)], INK, 2.4)
+        if glasses == NONE:
+            pen.stroke([(x - 5.5, y - 9), (x, y - 11.5), (x + 5.5, y - 9)], shade(hair, 0.45), 2.4)
     elif glasses == NONE:
         pen.stroke([(x - 7, y - 9), (x + 7, y - 9)], shade(hair, 0.45), 4)
 
@@ -165,7 +215,15 @@ def _hat(pen: Pen, hat: str, color_name: str) -> None:
         pen.fill(box(-17, low - 10, 17, low - 3), shade(color, 0.5))
         pen.fill(box(-29, low - 4, 29, low + 4, radius=4), color, outlined=True)
     elif hat == "crown":
-        points = [(-20.0, low + 4), (-23.0, low - 20), (-11.0, low - 9), (0.0, low - 24), (11.0, low - 9), (23.0, low - 20), (20.0, low + 4)]
+        points = [
+            (-20.0, low + 4),
+            (-23.0, low - 20),
+            (-11.0, low - 9),
+            (0.0, low - 24),
+            (11.0, low - 9),
+            (23.0, low - 20),
+            (20.0, low + 4),
+        ]
         pen.fill(points, color, outlined=True)
         pen.fill(oval(0, low - 4, 4, 4), WHITE)
     else:

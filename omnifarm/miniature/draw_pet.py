@@ -41,7 +41,9 @@ def draw_pet(pen: Pen, identity: Identity, *, look: float = 0.0) -> None:
 def _markings(pen: Pen, pattern: str, second: Color) -> None:
     if pattern == "striped":
         for x in (-11, 0, 11):
-            pen.fill([(x - 4, HEAD_Y - 25 + abs(x) * 0.15), (x + 4, HEAD_Y - 25 + abs(x) * 0.15), (x, HEAD_Y - 11)], second)
+            pen.fill(
+                [(x - 4, HEAD_Y - 25 + abs(x) * 0.15), (x + 4, HEAD_Y - 25 + abs(x) * 0.15), (x, HEAD_Y - 11)], second
+            )
     elif pattern == "spotted":
         pen.fill(oval(15, HEAD_Y - 5, 13, 14, turn=0.4), second)
         pen.fill(oval(-16, HEAD_Y - 16, 7, 6), second)
@@ -73,7 +75,11 @@ def _ears(pen: Pen, identity: Identity, coat: Color, *, behind: bool) -> None:
 def _dog_ear(pen: Pen, side: int, coat: Color, inner: Color, upright: bool) -> None:
     dark = shade(coat, 0.25)
     if upright:
-        pen.fill([(side * 8, HEAD_Y - 20), (side * 25, HEAD_Y - 46), (side * 32, HEAD_Y - 40), (side * 33, HEAD_Y - 8)], dark, outlined=True)
+        pen.fill(
+            [(side * 8, HEAD_Y - 20), (side * 25, HEAD_Y - 46), (side * 32, HEAD_Y - 40), (side * 33, HEAD_Y - 8)],
+            dark,
+            outlined=True,
+        )
     else:
         pen.fill(oval(side * 34, HEAD_Y + 2, 10, 22, turn=-side * 0.2), dark, outlined=True)
 
@@ -83,8 +89,15 @@ def _cat_ear(pen: Pen, side: int, coat: Color, inner: Color, upright: bool) -> N
         pen.fill([(side * 5, HEAD_Y - 20), (side * 29, HEAD_Y - 44), (side * 34, HEAD_Y - 6)], coat, outlined=True)
         pen.fill([(side * 13, HEAD_Y - 20), (side * 26, HEAD_Y - 34), (side * 29, HEAD_Y - 12)], inner)
     else:
-        pen.fill([(side * 10, HEAD_Y - 26), (side * 30, HEAD_Y - 18), (side * 46, HEAD_Y + 1), (side * 26, HEAD_Y - 4)], coat, outlined=True)
-        pen.fill([(side * 21, HEAD_Y - 17), (side * 30, HEAD_Y - 13), (side * 40, HEAD_Y - 3), (side * 27, HEAD_Y - 7)], inner)
+        pen.fill(
+            [(side * 10, HEAD_Y - 26), (side * 30, HEAD_Y - 18), (side * 46, HEAD_Y + 1), (side * 26, HEAD_Y - 4)],
+            coat,
+            outlined=True,
+        )
+        pen.fill(
+            [(side * 21, HEAD_Y - 17), (side * 30, HEAD_Y - 13), (side * 40, HEAD_Y - 3), (side * 27, HEAD_Y - 7)],
+            inner,
+        )
 
 
 def _rabbit_ear(pen: Pen, side: int, coat: Color, inner: Color, upright: bool) -> None:

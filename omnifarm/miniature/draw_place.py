@@ -66,11 +66,14 @@ def _beach(board: _Board, rng: random.Random) -> None:
     horizon, shore = rng.uniform(34, 46), rng.uniform(58, 68)
     board.fade(0, horizon, _jitter(rng, _SKY[0]), _jitter(rng, _SKY[1], 6))
     board.poly(oval(rng.uniform(10, 90), rng.uniform(10, 20), 8, 8), (255, 236, 120))
-    board.fade(horizon, shore, _jitter(rng, (30, 110, 200)), _jitter(rng, (70, 190, 220)))
+    board.fade(horizon, shore + 6, _jitter(rng, (30, 110, 200)), _jitter(rng, (70, 190, 220)))
     sand = _jitter(rng, (246, 214, 140))
     tilt = rng.uniform(-5, 5)
+    board.rect(0, shore + 6, 100, 100, sand)
     board.poly([(0, shore + tilt), (100, shore - tilt), (100, 100), (0, 100)], sand)
-    board.poly([(0, shore + tilt), (100, shore - tilt), (100, shore - tilt + 3), (0, shore + tilt + 3)], (250, 250, 245))
+    board.poly(
+        [(0, shore + tilt), (100, shore - tilt), (100, shore - tilt + 3), (0, shore + tilt + 3)], (250, 250, 245)
+    )
 
 
 def _forest(board: _Board, rng: random.Random) -> None:
@@ -140,7 +143,7 @@ def _library(board: _Board, rng: random.Random) -> None:
 
 def _desert(board: _Board, rng: random.Random) -> None:
     horizon = rng.uniform(50, 60)
-    board.fade(0, horizon, _jitter(rng, (250, 196, 110)), _jitter(rng, (253, 226, 170)))
+    board.fade(0, horizon + 7, _jitter(rng, (250, 196, 110)), _jitter(rng, (253, 226, 170)))
     dune = _jitter(rng, (216, 150, 80))
     board.poly(oval(rng.uniform(0, 100), horizon + 14, 62, 26), mix(dune, (150, 80, 40), 0.25))
     board.rect(0, horizon + 6, 100, 100, dune)
@@ -154,14 +157,14 @@ def _desert(board: _Board, rng: random.Random) -> None:
 
 def _snow(board: _Board, rng: random.Random) -> None:
     horizon = rng.uniform(54, 64)
-    board.fade(0, horizon, _jitter(rng, (150, 180, 214)), _jitter(rng, (224, 234, 246), 6))
+    board.fade(0, horizon + 11, _jitter(rng, (150, 180, 214)), _jitter(rng, (224, 234, 246), 6))
     for _ in range(3):
         x, top = rng.uniform(0, 100), rng.uniform(10, 24)
         rock = _jitter(rng, (120, 136, 168))
         wide = rng.uniform(28, 38)
-        board.poly([(x - wide, horizon + 4), (x, top), (x + wide, horizon + 4)], rock)
+        board.poly([(x - wide, horizon + 11), (x, top), (x + wide, horizon + 11)], rock)
         share = 0.36
-        tip = top + (horizon - top) * share
+        tip = top + (horizon + 11 - top) * share
         board.poly([(x - wide * share, tip), (x, top), (x + wide * share, tip)], (250, 252, 255))
     board.poly(oval(rng.uniform(10, 90), horizon + 12, 80, 18), (240, 245, 252))
     board.rect(0, horizon + 10, 100, 100, (246, 249, 254))
@@ -169,7 +172,7 @@ def _snow(board: _Board, rng: random.Random) -> None:
 
 def _park(board: _Board, rng: random.Random) -> None:
     horizon = rng.uniform(54, 64)
-    board.fade(0, horizon, _jitter(rng, _SKY[0]), _jitter(rng, _SKY[1], 6))
+    board.fade(0, horizon + 13, _jitter(rng, _SKY[0]), _jitter(rng, _SKY[1], 6))
     for x, y in ((rng.uniform(5, 45), rng.uniform(8, 18)), (rng.uniform(55, 95), rng.uniform(8, 24))):
         for dx, dy, r in ((-8, 2, 6), (0, 0, 8), (8, 2, 6)):
             board.poly(oval(x + dx, y + dy, r, r * 0.8), (252, 253, 255))

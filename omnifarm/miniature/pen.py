@@ -60,7 +60,14 @@ class Pen:
     """
 
     def __init__(
-        self, canvas: Image.Image, *, x: float, y: float, height: float, mirrored: bool = False, ink: Color = (40, 32, 48)
+        self,
+        canvas: Image.Image,
+        *,
+        x: float,
+        y: float,
+        height: float,
+        mirrored: bool = False,
+        ink: Color = (40, 32, 48),
     ) -> None:
         self.canvas = canvas
         self.ink = ink
@@ -102,7 +109,14 @@ class Pen:
                 self.fill(oval(x, y, thick / 2, thick / 2), tone)
 
     def cloth(
-        self, points: Sequence[Point], color: Color, second: Color, pattern: str, *, pitch: float = 11.0, plain_line: bool = True
+        self,
+        points: Sequence[Point],
+        color: Color,
+        second: Color,
+        pattern: str,
+        *,
+        pitch: float = 11.0,
+        plain_line: bool = True,
     ) -> None:
         """Fill a polygon with a pattern of two colours and outline it.
 

@@ -63,16 +63,16 @@ def _draw_subject(canvas: Image.Image, placed: Placed) -> None:
 
 
 _LIGHT_GAIN = {
-    "sunset": np.array([[1.05, 0.74, 0.62], [1.0, 0.62, 0.45]], np.float32),
-    "night": np.array([[0.36, 0.42, 0.68], [0.44, 0.48, 0.74]], np.float32),
+    "sunset": np.array([[1.0, 0.8, 0.68], [1.0, 0.72, 0.55]], np.float32),
+    "night": np.array([[0.4, 0.46, 0.72], [0.52, 0.56, 0.8]], np.float32),
 }
-_LIGHT_LIFT = {"sunset": (26.0, 4.0, 6.0), "night": (2.0, 4.0, 20.0)}
+_LIGHT_LIFT = {"sunset": (22.0, 2.0, 4.0), "night": (2.0, 4.0, 20.0)}
 _ROWS = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None]
 
 
 def _finish(image: Image.Image, scene: Scene) -> NDArray[np.uint8]:
     if scene.style == "painting":
-        image = image.filter(ImageFilter.ModeFilter(5))
+        image = image.filter(ImageFilter.MedianFilter(5))
     pixels = np.asarray(image, dtype=np.uint8)
     if scene.light != "day":
         top, bottom = _LIGHT_GAIN[scene.light]
@@ -91,7 +91,7 @@ def _sketch(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     edges = np.zeros_like(gray)
     edges[:, 1:] += np.abs(np.diff(gray, axis=1))
     edges[1:] += np.abs(np.diff(gray, axis=0))
-    paper = np.clip(0.62 + 0.38 * gray - 1.1 * np.clip(edges - 0.05, 0, 1), 0.05, 1)
+    paper = np.clip(0.42 + 0.58 * gray - 0.9 * np.clip(edges - 0.05, 0, 1), 0.05, 1)
     tinted = paper[:, :, None] * np.array([250, 247, 238], np.float32)
     sketched: NDArray[np.uint8] = tinted.astype(np.uint8)
     return sketched
@@ -103,6 +103,6 @@ _STROKES = ((np.add.outer(np.arange(SIZE), np.arange(SIZE)) % 8) < 4).astype(np.
 def _painting(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     values = pixels.astype(np.float32)
     gray = values.mean(axis=-1, keepdims=True)
-    vivid = gray + (values - gray) * 1.25 + (_STROKES - 0.5) * 22 + np.array([14, 4, -16], np.float32)
+    vivid = gray + (values - gray) * 1.2 + (_STROKES - 0.5) * 14 + np.array([14, 4, -16], np.float32)
     painted: NDArray[np.uint8] = np.clip(vivid, 0, 255).astype(np.uint8)
     return painted

@@ -135,7 +135,10 @@ def _stand(
     else:
         middle = {"left": rng.uniform(56, 62), "right": rng.uniform(34, 40), None: rng.uniform(34, 62)}[item_side]
         places = [(middle, 1.0)] * len(order)
-    return tuple(place_subject(rng, who, x=x, scale=scale, plain_pose=plain_pose) for who, (x, scale) in zip(order, places, strict=True))
+    return tuple(
+        place_subject(rng, who, x=x, scale=scale, plain_pose=plain_pose)
+        for who, (x, scale) in zip(order, places, strict=True)
+    )
 
 
 def place_subject(
