@@ -191,7 +191,7 @@ class BackboneConfig:
     @property
     def rope_theta(self) -> float:
         """Base of the rotary frequencies."""
-        return float(self.llm.rope_parameters["rope_theta"])
+        return rope_theta(self.llm)
 
     @property
     def latent_dim(self) -> int:
@@ -207,6 +207,12 @@ class BackboneConfig:
     def latent_downsample(self) -> int:
         """Image pixels per latent token side."""
         return self.autoencoder.downsample * self.latent_patch_size
+
+
+def rope_theta(config: Qwen2Config) -> float:
+    """Return the rotary base of a language model configuration."""
+    parameters: Any = config.rope_parameters
+    return float(parameters["rope_theta"])
 
 
 def _read_llm(values: dict[str, Any]) -> Qwen2Config:

@@ -95,7 +95,9 @@ class PositionTable(nn.Module):
     def __init__(self, side: int, *, width: int) -> None:
         super().__init__()
         self.side, self.width = side, width
-        self.pos_embed = nn.Parameter(torch.empty(side * side, width), requires_grad=False)
+        # A buffer, so that no optimiser ever finds it among the parameters.
+        self.register_buffer("pos_embed", torch.empty(side * side, width))
+        self.pos_embed: Tensor
         self.reset()
 
     def reset(self) -> None:
