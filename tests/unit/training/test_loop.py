@@ -1,0 +1,195 @@
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from omnifarm.backbone.config import BackboneConfig
+from omnifarm.backbone.model import Backbone
+from omnifarm.backbone.packing import pack
+from omnifarm.backbone.segments import LatentSegment, Segment
+from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.errors import TrainingError
+from omnifarm.training.checkpoint import load_lane, save_lane
+from omnifarm.training.lane import Lane, SampleSource, TrainingSample
+from omnifarm.training.loop import Trainer
+from omnifarm.training.objective import lane_loss
+from omnifarm.training.sharding import Replicated
+from omnifarm.training.step import shift_rows
+from tests.unit.training.conftest import SPECIAL_IDS
+
+MakeLane = Callable[..., Lane]
+
+
+@pytest.fixture
+def make_trainer(model: Backbone, config: BackboneConfig) -> Callable[[int], Trainer]:
+    def make(lanes_per_pack: int = 1) -> Trainer:
+        return Trainer(Replicated(model), special_ids=SPECIAL_IDS, config=config, lanes_per_pack=lanes_per_pack)
+
+    return make
+
+
+def run(trainer: Trainer, *lanes: Lane) -> None:
+    for lane in lanes:
+        trainer.add(lane)
+    while trainer.lanes:
+        trainer.step()
+
+
+def test_no_weight_changes_by_one_bit(
+    model: Backbone, make_trainer: Callable[..., Trainer], make_lane: MakeLane
+) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run(make_trainer(2), make_lane("a"), make_lane("b", seed=1))
+    after = model.state_dict()
+    assert set(before) == set(after)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_training_leaves_zero_and_lowers_the_loss(make_trainer: Callable[..., Trainer], make_lane: MakeLane) -> None:
+    class Same:
+        """The same samples in every step, so that the losses can be compared."""
+
+        def __init__(self, source: SampleSource) -> None:
+            self._samples = source.draw(0)
+
+        def draw(self, step: int) -> Sequence[TrainingSample]:
+            return self._samples
+
+    lane = make_lane("a", recipe=TrainingRecipe(
+        steps=40, batch_size=3, learning_rate=3e-2, warmup_steps=2, num_und=2, num_gen=2, precision="float32"
+    ))  # fmt: skip
+    lane.source = Same(lane.source)
+    run(make_trainer(), lane)
+    assert lane.is_done
+    assert lane.stopped is None
+    assert torch.all(lane.soft.detach().abs().amax(dim=1) > 0), "every soft token, und and gen, has moved"
+    assert lane.losses[-1].total < 0.9 * lane.losses[0].total
+
+
+def test_one_lane_per_pack_gives_what_the_lane_gives_alone(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane
+) -> None:
+    alone, among = make_lane("a"), make_lane("a")
+    run(make_trainer(1), alone)
+    run(make_trainer(1), make_lane("z", seed=7), among, make_lane("y", seed=8))
+    assert torch.equal(alone.soft, among.soft)
+    assert alone.losses == among.losses or [one.total for one in alone.losses] == [one.total for one in among.losses]
+
+
+def test_shared_packs_agree_with_the_lane_alone_to_rounding(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane
+) -> None:
+    """Products of taller matrices may round the last digit differently, and AdamW divides by small numbers."""
+    alone, among = make_lane("a", start=0.1), make_lane("a", start=0.1)
+    run(make_trainer(1), alone)
+    run(make_trainer(3), make_lane("z", seed=7, start=0.1), among, make_lane("y", seed=8, start=0.1))
+    torch.testing.assert_close(alone.soft, among.soft, rtol=0, atol=1e-4)
+    for mine, theirs in zip(alone.losses, among.losses, strict=True):
+        assert mine.total == pytest.approx(theirs.total, rel=1e-4)
+
+
+def test_a_lane_has_no_gradient_in_its_neighbours_tokens(
+    model: Backbone, config: BackboneConfig, make_lane: MakeLane
+) -> None:
+    first, second = make_lane("a", start=0.1), make_lane("b", seed=1, start=0.2)
+    drawn = [*first.source.draw(0)], [*second.source.draw(0)]
+    rows = first.soft.shape[0]
+    sequences = [sample.segments for sample in drawn[0]] + [shift_rows(one.segments, by=rows) for one in drawn[1]]
+    output = Replicated(model).forward(
+        pack(sequences, special_ids=SPECIAL_IDS, config=config), soft_table=torch.cat([first.soft, second.soft])
+    )
+    tasks = [sample.task for sample in (*drawn[0], *drawn[1])]
+    loss = lane_loss(output, tasks=tasks, samples=range(len(drawn[0])), recipe=first.recipe)
+    own, other = torch.autograd.grad(loss.total, [first.soft, second.soft])
+    assert torch.count_nonzero(own) > 0
+    assert torch.count_nonzero(other) == 0
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 5])
+def test_a_resumed_lane_ends_bit_for_bit_the_same(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane, cut: int
+) -> None:
+    whole = make_lane("a")
+    run(make_trainer(), whole)
+    broken = make_lane("a")
+    trainer = make_trainer()
+    trainer.add(broken)
+    for _ in range(cut):
+        trainer.step()
+    data = save_lane(trainer.remove("a"), identity="x")
+    resumed = load_lane(data, identity="x", recipe=broken.recipe, source=make_lane("a").source)
+    run(make_trainer(), resumed)
+    assert torch.equal(whole.soft, resumed.soft)
+    assert [one.total for one in whole.losses] == [one.total for one in resumed.losses]
+
+
+@pytest.mark.parametrize("lanes_per_pack", [1, 3])
+def test_a_lane_with_a_broken_number_stops_alone(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane, lanes_per_pack: int
+) -> None:
+    broken, healthy = make_lane("bad", start=float("nan")), make_lane("good", seed=3)
+    expected = make_lane("good", seed=3)
+    run(make_trainer(), expected)
+    run(make_trainer(lanes_per_pack), broken, healthy)
+    assert broken.stopped is not None
+    assert "nan" in broken.stopped
+    assert broken.step == 0
+    assert healthy.is_done
+    assert healthy.stopped is None
+    assert torch.equal(healthy.soft, expected.soft), "it went on alone, as if it always had been"
+
+
+def test_an_exploding_lane_stops_with_its_numbers(make_trainer: Callable[..., Trainer], make_lane: MakeLane) -> None:
+    class Loud:
+        """From step 3 on the noise to be predicted is a thousand times too loud."""
+
+        def __init__(self, source: SampleSource) -> None:
+            self._source = source
+
+        def draw(self, step: int) -> Sequence[TrainingSample]:
+            samples = self._source.draw(step)
+            return (
+                samples
+                if step < 3
+                else [replace(one, segments=[louder(part) for part in one.segments]) for one in samples]
+            )
+
+    def louder(segment: Segment) -> Segment:
+        if isinstance(segment, LatentSegment) and segment.noise is not None:
+            return replace(segment, noise=segment.noise * 1000)
+        return segment
+
+    lane = make_lane("a")
+    lane.source = Loud(lane.source)
+    run(make_trainer(), lane)
+    assert lane.step == 3
+    assert lane.stopped is not None
+    assert "exploded" in lane.stopped
+
+
+def test_lanes_join_and_leave_while_others_run(make_trainer: Callable[..., Trainer], make_lane: MakeLane) -> None:
+    early, late = make_lane("a"), make_lane("b", seed=1)
+    trainer = make_trainer(4)
+    trainer.add(early)
+    for _ in range(4):
+        trainer.step()
+    trainer.add(late)
+    assert trainer.step() == []
+    assert trainer.step() == [early]
+    assert trainer.lanes == (late,)
+    assert late.step == 2
+
+
+def test_two_lanes_of_one_name_are_refused(make_trainer: Callable[..., Trainer], make_lane: MakeLane) -> None:
+    trainer = make_trainer()
+    trainer.add(make_lane("a"))
+    with pytest.raises(TrainingError, match="already training"):
+        trainer.add(make_lane("a"))
+
+
+def test_a_trainable_backbone_is_refused(config: BackboneConfig) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Replicated(Backbone(config))
