@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnifarm.backbone.attention import AttentionPlan
-from omnifarm.backbone.config import BackboneConfig
+from omnifarm.backbone.config import BackboneConfig, SpecialIds
 from omnifarm.backbone.layers import Connector, PositionTable, TimestepEmbedder
 from omnifarm.backbone.mot import KeyStore, LanguageModel
 from omnifarm.backbone.packed import Pack, PackedLatents, PackedVit
@@ -51,6 +51,8 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
+        self.special_ids: SpecialIds | None = None
+        """Frame tokens; the tokenizer knows them, inference needs them."""
         width = config.hidden_size
         self.language_model = LanguageModel(config.llm)
         self.vit_model = VisionModel(config.vit)
@@ -70,6 +72,16 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the weights and of the hidden state."""
         return self.vae2llm.weight.dtype
+
+    def require_special_ids(self) -> SpecialIds:
+        """Return `special_ids`.
+
+        Raises:
+            ConfigError: Nobody has set them.
+        """
+        if self.special_ids is None:
+            raise ConfigError("the backbone has no special_ids yet; set them from the tokenizer before inference")
+        return self.special_ids
 
     def set_training_mode(self, *, gradient_checkpointing: bool = False, touch_every_parameter: bool = False) -> None:
         """Choose how gradients are computed; results do not change.

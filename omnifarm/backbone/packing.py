@@ -12,9 +12,9 @@ from torch import Tensor
 
 from omnifarm.backbone.attention import AttentionPlan, Visibility, plan_attention, plan_single
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
-from omnifarm.backbone.image_ops import interpolated_position_ids, position_ids
 from omnifarm.backbone.masks import AttentionMode, split_mask
 from omnifarm.backbone.packed import Pack, PackedLatents, PackedVit
+from omnifarm.backbone.positions import grid_position_ids
 from omnifarm.backbone.segments import Expert, LatentSegment, Segment, SoftSlot, TextSegment, VitSegment
 from omnifarm.backbone.vit import plan_images
 from omnifarm.errors import ConfigError
@@ -271,7 +271,7 @@ class _Layout:
         image = torch.repeat_interleave(torch.arange(len(self.latent)), counts)
         return PackedLatents(
             index=_long(self.latent_index),
-            position_ids=_cat([_checked_position_ids(segment.grid, side=side) for segment in self.latent]),
+            position_ids=_cat([grid_position_ids(segment.grid, side=side) for segment in self.latent]),
             clean=clean,
             noise=torch.cat(noises) if noises else clean,
             mix=torch.tensor(mix, dtype=clean.dtype)[image][:, None].to(clean.device),
@@ -281,10 +281,8 @@ class _Layout:
         )
 
     def grid_ids(self, segment: VitSegment) -> Tensor:
-        side = self.config.vit_max_patches_per_side
-        if self.config.interpolate_pos:
-            return interpolated_position_ids(segment.grid, side=side)
-        return _checked_position_ids(segment.grid, side=side)
+        config = self.config
+        return grid_position_ids(segment.grid, side=config.vit_max_patches_per_side, interpolate=config.interpolate_pos)
 
     def check_ids(self, ids: Tensor) -> None:
         limit = int(self.config.llm.vocab_size)
@@ -318,13 +316,6 @@ class _Layout:
 def shifted(t: float, *, shift: float) -> float:
     """Return shift*t / (1 + (shift-1)*t) (6.4): above 1 it moves time towards noise."""
     return shift * t / (1 + (shift - 1) * t)
-
-
-def _checked_position_ids(grid: tuple[int, int], *, side: int) -> Tensor:
-    if max(grid) > side:
-        # The official code lets such ids run into the next row of the table, where they mean another place.
-        raise ConfigError(f"image grid {grid} must fit the {side}x{side} position table; resize the image first")
-    return position_ids(grid, side=side)
 
 
 def _sigmoid(u: float) -> float:

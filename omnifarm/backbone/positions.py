@@ -1,4 +1,4 @@
-"""Where tokens are: rotary angles along the sequence, fixed sin-cos tables inside an image.
+"""Where tokens are: rotary angles along the sequence, sin-cos tables and table rows inside an image.
 
 Rotary positions say where a segment stands; inside an image all tokens share one, and a fixed two-dimensional table
 is added instead (BAGEL specification 4, 5.3).
@@ -6,6 +6,8 @@ is added instead (BAGEL specification 4, 5.3).
 
 import torch
 from torch import Tensor
+
+from omnifarm.errors import ConfigError
 
 
 def rotary_tables(positions: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -49,3 +51,30 @@ def sincos_table(side: int, *, width: int) -> Tensor:
     columns = line[None].expand(side, side, 2 * quarter)
     rows = line[:, None].expand(side, side, 2 * quarter)
     return torch.cat((columns, rows), dim=2).reshape(side * side, width).float()
+
+
+def grid_position_ids(grid: tuple[int, int], *, side: int, interpolate: bool = False) -> Tensor:
+    """Return the table rows of an image's tokens, row-major.
+
+    Args:
+        grid: (rows, columns) of the image in tokens.
+        side: Side of the table.
+        interpolate: Spread the grid over the whole table (BAGEL specification 10) instead of counting from its corner.
+
+    Returns:
+        (rows * columns,) int64.
+
+    Raises:
+        ConfigError: The grid is larger than the table; its ids would silently point into the next row.
+    """
+    rows, columns = grid
+    if not interpolate:
+        if rows > side or columns > side:
+            raise ConfigError(
+                f"image grid {rows}x{columns} must fit the {side}x{side} position table; resize the image first"
+            )
+        return (torch.arange(rows)[:, None] * side + torch.arange(columns)).flatten()
+    boundaries = torch.arange(1 / side, 1.0, 1 / side)
+    row_ids = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / rows), boundaries, right=True)
+    column_ids = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / columns), boundaries, right=True)
+    return (row_ids[:, None] * side + column_ids).flatten()
