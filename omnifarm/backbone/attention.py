@@ -142,6 +142,6 @@ def attend(query_NHd: Tensor, key_MGd: Tensor, value_MGd: Tensor, *, plan: Atten
         )
         outputs.append(out.transpose(1, 2).reshape(-1, num_heads * out.shape[-1]))
     if not outputs:
-        return query_NHd.reshape(query_NHd.shape[0], -1)
+        return query_NHd.flatten(1)
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return flat if plan.restore is None else flat[plan.restore]

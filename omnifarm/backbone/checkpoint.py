@@ -160,11 +160,11 @@ def _chunks(file: Any, length: int) -> Iterator[bytes]:
 def _sizes(config: BackboneConfig) -> dict[str, Any]:
     """Return what the numbers of the weights mean, without anything that depends on library versions."""
     llm, vit = config.llm, config.vit
-    own = {
-        name: asdict(value) if is_dataclass(value) else value
-        for name, value in ((field.name, getattr(config, field.name)) for field in fields(config))
-        if name not in ("llm", "vit", "defaults")
-    }
+    own: dict[str, Any] = {}
+    for field in fields(config):
+        if field.name not in ("llm", "vit", "defaults"):
+            value: Any = getattr(config, field.name)
+            own[field.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     llm_names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     vit_names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size")
     return {

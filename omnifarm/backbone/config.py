@@ -128,7 +128,8 @@ class BackboneConfig:
     """Suggestions that travel with the weights: `generation`, `editing` (sampling options), `recipe` (training)."""
 
     def __post_init__(self) -> None:
-        llm, vit = self.llm, self.vit
+        llm: Any = self.llm
+        vit: Any = self.vit
         for name in ("latent_patch_size", "max_latent_size", "vit_max_patches_per_side"):
             _require_positive(name, getattr(self, name))
         if self.timestep_shift <= 0:
@@ -201,7 +202,8 @@ class BackboneConfig:
     @property
     def patch_dim(self) -> int:
         """Numbers in one ViT patch: P * P * channels."""
-        return int(self.vit.patch_size**2 * self.vit.num_channels)
+        vit: Any = self.vit
+        return int(vit.patch_size**2 * vit.num_channels)
 
     @property
     def latent_downsample(self) -> int:

@@ -213,7 +213,7 @@ class Backbone(nn.Module):
         if vit.features is not None:
             features.append(vit.features.to(self.dtype))
         rows = torch.cat(features)[vit.source]
-        return cast(Tensor, self.connector(rows)) + self.vit_pos_embed(vit.position_ids)
+        return cast(Tensor, self.connector(rows) + self.vit_pos_embed(vit.position_ids))
 
     def _latent_vectors(self, latent: PackedLatents) -> Tensor:
         times = self.time_embedder(latent.timesteps)[latent.image]

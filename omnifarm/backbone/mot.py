@@ -71,11 +71,12 @@ class MoTModel(nn.Module):
         """
         tables = rotary_tables(positions, head_dim=self.head_dim, theta=self.theta, dtype=hidden_ND.dtype)
         slices = (hidden_ND[:num_und], hidden_ND[num_und:])
+        touch = self.touch_every_parameter or not len(hidden_ND)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                slices = checkpoint(layer, slices, tables, plan, store, self.touch_every_parameter, use_reentrant=False)
+                slices = checkpoint(layer, slices, tables, plan, store, touch, use_reentrant=False)
             else:
-                slices = layer(slices, tables, plan, store, self.touch_every_parameter)
+                slices = layer(slices, tables, plan, store, touch)
         return torch.cat((self.norm(slices[0]), self.norm_moe_gen(slices[1])))
 
 

@@ -8,6 +8,7 @@ Shape letters: N patches of all images, V width, H heads, d head width.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,9 @@ class VisionEmbeddings(nn.Module):
 
     def __init__(self, config: SiglipVisionConfig) -> None:
         super().__init__()
-        self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
-        self.position_embedding = nn.Embedding((config.image_size // config.patch_size) ** 2, config.hidden_size)
+        image_size, patch_size = cast(int, config.image_size), cast(int, config.patch_size)
+        self.patch_embedding = nn.Linear(config.num_channels * patch_size**2, config.hidden_size)
+        self.position_embedding = nn.Embedding((image_size // patch_size) ** 2, config.hidden_size)
 
     def forward(self, patches: Tensor, *, position_ids: Tensor) -> Tensor:
         """Map (N, P*P*channels) to (N, V)."""
