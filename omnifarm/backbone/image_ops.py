@@ -1,4 +1,4 @@
-"""Between pictures and rows of numbers: resizing, patches, latent tokens, position ids, pictures again.
+"""Between pictures and rows of numbers: resizing, patches, latent tokens, pictures again.
 
 Pure functions over Pillow images and tensors; no weights. First stop of every image that enters the backbone and
 last stop of every image that leaves it.
@@ -7,6 +7,7 @@ Shape letters: C channels, H and W sides in pixels (or latent cells), h and w th
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -131,25 +132,9 @@ def patchify_vit(pixels: Tensor, *, patch: int) -> tuple[Tensor, tuple[int, int]
     return patchify(pixels, patch=patch), (H // patch, W // patch)
 
 
-def position_ids(grid: tuple[int, int], *, side: int) -> Tensor:
-    """Return (h*w,) int64 rows of a side x side position table, counted from its top-left corner.
-
-    A grid wider than the table runs into the next row without an error, as in the official code.
-    """
-    h, w = grid
-    return (torch.arange(h)[:, None] * side + torch.arange(w)).flatten()
-
-
-def interpolated_position_ids(grid: tuple[int, int], *, side: int) -> Tensor:
-    """Return (h*w,) int64 rows of the position table, the grid stretched over the whole table.
-
-    Bucket edges and fractions are float32: float64 would choose other rows for some sizes.
-    """
-    h, w = grid
-    edges = torch.arange(1 / side, 1.0, 1 / side)
-    rows = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / h), edges, right=True)
-    columns = torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / w), edges, right=True)
-    return (rows[:, None] * side + columns).flatten()
+def vit_patch_size(config: BackboneConfig) -> int:
+    """Return the side of a ViT patch in pixels."""
+    return cast(int, config.vit.patch_size)
 
 
 def latent_grid(size: tuple[int, int], *, config: BackboneConfig) -> tuple[int, int]:

@@ -7,10 +7,8 @@ from PIL import Image
 from omnifarm.backbone.config import ImageTransformConfig
 from omnifarm.backbone.image_ops import (
     ImageTransform,
-    interpolated_position_ids,
     patchify,
     patchify_vit,
-    position_ids,
     to_image,
     to_rgb,
     to_tensor,
@@ -114,15 +112,3 @@ def test_patches_are_row_major_with_channel_last_inside_and_come_back() -> None:
 
 def test_an_odd_latent_is_cropped_from_bottom_and_right() -> None:
     assert torch.equal(patchify(torch.ones(1, 5, 3), patch=2), torch.ones(2, 4))
-
-
-def test_position_ids_count_from_the_corner_of_the_table() -> None:
-    assert position_ids((2, 3), side=10).tolist() == [0, 1, 2, 10, 11, 12]
-
-
-@pytest.mark.parametrize("grid", [(2, 3), (4, 6), (5, 5)])
-def test_interpolated_ids_stretch_the_grid_over_the_table(grid: tuple[int, int]) -> None:
-    ids = interpolated_position_ids(grid, side=12)
-    assert ids.shape == (grid[0] * grid[1],)
-    assert ids[0] == 0
-    assert ids.max() < 144
