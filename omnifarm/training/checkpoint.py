@@ -7,7 +7,7 @@ checkpoint of anything else is refused.
 
 import json
 import math
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 import torch
 from safetensors import SafetensorError
@@ -38,6 +38,7 @@ def save_lane(lane: Lane, *, identity: str) -> bytes:
         "identity": identity,
         "step": lane.step,
         "stopped": lane.stopped,
+        "train_s": lane.train_s,
         "loss_columns": _COLUMNS,
     }
     tensors = {
@@ -87,17 +88,33 @@ def load_lane(
         moments=Moments(first=tensors["first"].to(device), second=tensors["second"].to(device)),
         step=header["step"],
         losses=[StepLosses(**dict(zip(header["loss_columns"], row, strict=True))) for row in rows],
+        train_s=header["train_s"],
         stopped=header["stopped"],
     )
     _require_whole(lane, tensors)
     return lane
 
 
-def loss_curve(lane: Lane) -> list[dict[str, float | None]]:
-    """Return the losses as JSON values, one object per step; a task without samples is None."""
-    return [
-        {name: value if math.isfinite(value) else None for name, value in asdict(one).items()} for one in lane.losses
-    ]
+def loss_curve(lane: Lane, *, max_points: int = 200) -> dict[str, list[float | None]]:
+    """Return the losses as JSON values: column name to one number per point, and the points' `step`.
+
+    Long curves are thinned to means over equal windows of steps; a window without a sample of a task holds None.
+
+    Args:
+        lane: The lane.
+        max_points: Most points returned (>= 1).
+    """
+    width = max(1, -(-len(lane.losses) // max_points))
+    windows = [lane.losses[start : start + width] for start in range(0, len(lane.losses), width)]
+    curve: dict[str, list[float | None]] = {"step": [float(index * width) for index in range(len(windows))]}
+    for name in _COLUMNS:
+        curve[name] = [_mean([getattr(one, name) for one in window]) for window in windows]
+    return curve
+
+
+def _mean(values: list[float]) -> float | None:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None
 
 
 def _require_whole(lane: Lane, tensors: dict[str, Tensor]) -> None:

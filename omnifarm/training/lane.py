@@ -14,25 +14,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from omnifarm.backbone.segments import Segment
-from omnifarm.concept.recipe import Task, TrainingRecipe
+from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.samples import ConceptSample
 from omnifarm.training.optimizer import Moments, adamw_, clip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingSample:
-    """One sequence of a step."""
-
-    task: Task
-    """What it teaches; decides which weight its drawing loss gets."""
-    segments: Sequence[Segment]
-    """The sequence; soft slots count rows of the lane's own table."""
-
-
 class SampleSource(Protocol):
-    """Where the samples of a lane come from."""
+    """Where the samples of a lane come from; `concept.samples.ConceptSamples` is the one that trains."""
 
-    def draw(self, step: int) -> Sequence[TrainingSample]:
+    def draw(self, step: int) -> Sequence[ConceptSample]:
         """Return the samples of optimizer step `step`: the same ones whenever and wherever it is asked."""
         ...
 
@@ -71,6 +61,8 @@ class Lane:
     """Optimizer steps taken."""
     losses: list[StepLosses] = field(default_factory=list)
     """One entry per step taken."""
+    train_s: float = 0.0
+    """Seconds of stepping so far, waiting not counted; says nothing about the result."""
     stopped: str | None = None
     """Why the lane will take no further step although it is not done; None while it is healthy."""
 

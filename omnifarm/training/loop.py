@@ -10,6 +10,7 @@ while trainer.lanes:
 from collections.abc import Sequence
 
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
+from omnifarm.clock import Clock, SystemClock
 from omnifarm.errors import TrainingError
 from omnifarm.training.lane import Lane
 from omnifarm.training.sharding import Sharding
@@ -25,6 +26,7 @@ class Trainer:
         config: The backbone's configuration.
         lanes_per_pack: Lanes that share one forward. With 1 a lane's result is bit for bit what it would be alone;
             with more, matrix products of other heights may round differently in the last digit.
+        clock: For the lanes' training time.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Trainer:
         special_ids: SpecialIds,
         config: BackboneConfig,
         lanes_per_pack: int = 1,
+        clock: Clock | None = None,
     ) -> None:
         if lanes_per_pack < 1:
             raise TrainingError(f"lanes_per_pack must be at least 1, found {lanes_per_pack}")
@@ -41,6 +44,7 @@ class Trainer:
         self._special_ids = special_ids
         self._config = config
         self._lanes_per_pack = lanes_per_pack
+        self._clock = clock or SystemClock()
         self._lanes: dict[str, Lane] = {}
 
     @property
@@ -73,12 +77,11 @@ class Trainer:
         """Advance every lane by one step and return those that will take no other, removed from the trainer."""
         active = [lane for lane in self._lanes.values() if lane.is_active]
         for start in range(0, len(active), self._lanes_per_pack):
-            packed_step(
-                active[start : start + self._lanes_per_pack],
-                sharding=self._sharding,
-                special_ids=self._special_ids,
-                config=self._config,
-            )
+            together = active[start : start + self._lanes_per_pack]
+            began_s = self._clock.monotonic_s()
+            packed_step(together, sharding=self._sharding, special_ids=self._special_ids, config=self._config)
+            for lane in together:
+                lane.train_s += (self._clock.monotonic_s() - began_s) / len(together)
         over = [lane for lane in self._lanes.values() if not lane.is_active]
         for lane in over:
             del self._lanes[lane.name]

@@ -18,8 +18,9 @@ from omnifarm.backbone.config import BackboneConfig, SpecialIds
 from omnifarm.backbone.packing import pack
 from omnifarm.backbone.segments import Segment, TextSegment
 from omnifarm.concept.recipe import Task
+from omnifarm.concept.samples import ConceptSample
 from omnifarm.logs import event
-from omnifarm.training.lane import Lane, StepLosses, TrainingSample
+from omnifarm.training.lane import Lane, StepLosses
 from omnifarm.training.objective import LaneLoss, lane_loss
 from omnifarm.training.sharding import Sharding
 
@@ -57,7 +58,7 @@ def packed_step(lanes: Sequence[Lane], *, sharding: Sharding, special_ids: Speci
 
 def _forward_backward(
     lanes: Sequence[Lane],
-    drawn: Sequence[Sequence[TrainingSample]],
+    drawn: Sequence[Sequence[ConceptSample]],
     *,
     sharding: Sharding,
     special_ids: SpecialIds,

@@ -10,8 +10,9 @@ from omnifarm.backbone.config import AutoencoderConfig, BackboneConfig, SpecialI
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.segments import LatentSegment, SoftSlot, TextSegment, VitSegment
 from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.samples import ConceptSample
 from omnifarm.seeding import generator
-from omnifarm.training.lane import Lane, TrainingSample
+from omnifarm.training.lane import Lane
 
 SPECIAL_IDS = SpecialIds(im_start=60, im_end=61, vision_start=62, vision_end=63)
 WIDTH = 32
@@ -50,7 +51,7 @@ class MadeUp:
     def __init__(self, config: BackboneConfig, *, recipe: TrainingRecipe, seed: int) -> None:
         self.config, self.recipe, self.seed = config, recipe, seed
 
-    def draw(self, step: int) -> Sequence[TrainingSample]:
+    def draw(self, step: int) -> Sequence[ConceptSample]:
         draws = generator(self.seed, "made up", step)
         samples = []
         for task, count in self.recipe.num_samples_at(step).items():
@@ -62,7 +63,7 @@ class MadeUp:
                     if task == "editing":
                         parts += [self._latent(draws, target=False), self._vit(draws)]
                     parts.append(self._latent(draws, target=True))
-                samples.append(TrainingSample(task=task, segments=parts))
+                samples.append(ConceptSample(task=task, segments=parts))
         return samples
 
     def _system(self) -> TextSegment:

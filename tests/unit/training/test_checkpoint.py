@@ -1,16 +1,18 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 
 from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.samples import ConceptSample
 from omnifarm.errors import TrainingError
 from omnifarm.training.checkpoint import load_lane, loss_curve, save_lane
-from omnifarm.training.lane import Lane, StepLosses, TrainingSample
+from omnifarm.training.lane import Lane, StepLosses
 
 
 class Empty:
-    def draw(self, step: int) -> Sequence[TrainingSample]:
+    def draw(self, step: int) -> Sequence[ConceptSample]:
         return []
 
 
@@ -65,6 +67,15 @@ def test_a_stopped_lane_stays_stopped(lane: Lane) -> None:
 
 
 def test_the_curve_is_json_without_nan(lane: Lane) -> None:
-    assert loss_curve(lane)[0] == {
-        "total": 1.5, "understanding": 1.0, "generation": 0.5, "editing": None, "grad_norm": 7.0
-    }  # fmt: skip
+    curve = loss_curve(lane)
+    assert curve["step"] == [0.0, 1.0, 2.0]
+    assert curve["total"] == [1.5, 1.5, 1.5]
+    assert curve["editing"] == [None, None, None]
+
+
+def test_a_long_curve_is_thinned_to_window_means(lane: Lane) -> None:
+    lane.losses = [replace(LOSSES, total=float(step), editing=2.0) for step in range(10)]
+    curve = loss_curve(lane, max_points=4)
+    assert curve["step"] == [0.0, 3.0, 6.0, 9.0]
+    assert curve["total"] == [1.0, 4.0, 7.0, 9.0]
+    assert curve["editing"] == [2.0] * 4

@@ -9,9 +9,10 @@ from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.packing import pack
 from omnifarm.backbone.segments import LatentSegment, Segment
 from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.samples import ConceptSample
 from omnifarm.errors import TrainingError
 from omnifarm.training.checkpoint import load_lane, save_lane
-from omnifarm.training.lane import Lane, SampleSource, TrainingSample
+from omnifarm.training.lane import Lane, SampleSource
 from omnifarm.training.loop import Trainer
 from omnifarm.training.objective import lane_loss
 from omnifarm.training.sharding import Replicated
@@ -55,7 +56,7 @@ def test_training_leaves_zero_and_lowers_the_loss(make_trainer: Callable[..., Tr
         def __init__(self, source: SampleSource) -> None:
             self._samples = source.draw(0)
 
-        def draw(self, step: int) -> Sequence[TrainingSample]:
+        def draw(self, step: int) -> Sequence[ConceptSample]:
             return self._samples
 
     lane = make_lane("a", recipe=TrainingRecipe(
@@ -149,7 +150,7 @@ def test_an_exploding_lane_stops_with_its_numbers(make_trainer: Callable[..., Tr
         def __init__(self, source: SampleSource) -> None:
             self._source = source
 
-        def draw(self, step: int) -> Sequence[TrainingSample]:
+        def draw(self, step: int) -> Sequence[ConceptSample]:
             samples = self._source.draw(step)
             return (
                 samples
