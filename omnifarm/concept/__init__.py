@@ -1,0 +1,1 @@
+"""What is learned: concepts and their data, soft tokens, prompts, training examples, artifacts."""

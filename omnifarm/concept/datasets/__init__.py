@@ -1,0 +1,1 @@
+"""Folder layouts concepts are read from, one module per layout."""
