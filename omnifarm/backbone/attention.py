@@ -27,30 +27,27 @@ class AttentionGroup:
     mask: Tensor | None
     """(B, 1, Q, K) bool, true where a query sees a key; None when everybody sees everybody."""
 
-    def to(self, device: torch.device | str) -> "AttentionGroup":
-        """Return the group with its index maps on `device`."""
-        return AttentionGroup(
-            query_rows=None if self.query_rows is None else self.query_rows.to(device),
-            key_rows=None if self.key_rows is None else self.key_rows.to(device),
-            mask=None if self.mask is None else self.mask.to(device),
-        )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionPlan:
     """Who attends to whom, for all sequences of a pack."""
 
     groups: tuple[AttentionGroup, ...]
-    """Every query row belongs to exactly one group."""
+    """Every query row belongs to exactly one group. Either all groups have rows, or there is one group without."""
     restore: Tensor | None
     """(N,) for every query row its place in the groups' concatenated outputs; None when they are already in order."""
 
     def to(self, device: torch.device | str) -> "AttentionPlan":
         """Return the plan with its index maps on `device`."""
-        return AttentionPlan(
-            groups=tuple(group.to(device) for group in self.groups),
-            restore=None if self.restore is None else self.restore.to(device),
+        groups = (
+            AttentionGroup(
+                query_rows=_moved(group.query_rows, device),
+                key_rows=_moved(group.key_rows, device),
+                mask=_moved(group.mask, device),
+            )
+            for group in self.groups
         )
+        return AttentionPlan(groups=tuple(groups), restore=_moved(self.restore, device))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +103,8 @@ def plan_single(mask: Tensor | None) -> AttentionPlan:
     Args:
         mask: (N, M) bool in row order, or None when every query sees every key.
     """
-    group = AttentionGroup(query_rows=None, key_rows=None, mask=None if mask is None else mask[None, None])
+    sized = None if mask is None else mask[None, None]
+    group = AttentionGroup(query_rows=None, key_rows=None, mask=sized)
     return AttentionPlan(groups=(group,), restore=None)
 
 
@@ -128,12 +126,13 @@ def attend(query_NHd: Tensor, key_MGd: Tensor, value_MGd: Tensor, *, plan: Atten
     Returns:
         (N, H*d), rows in the order of the queries.
     """
+    if not plan.groups:
+        return query_NHd.flatten(1)
     num_heads, repeats = query_NHd.shape[1], query_NHd.shape[1] // key_MGd.shape[1]
+    queries = _gathered(query_NHd, [group.query_rows for group in plan.groups])
+    keys, values = (_gathered(rows, [group.key_rows for group in plan.groups]) for rows in (key_MGd, value_MGd))
     outputs = []
-    for group in plan.groups:
-        query = query_NHd[None] if group.query_rows is None else query_NHd[group.query_rows]
-        key = key_MGd[None] if group.key_rows is None else key_MGd[group.key_rows]
-        value = value_MGd[None] if group.key_rows is None else value_MGd[group.key_rows]
+    for group, query, key, value in zip(plan.groups, queries, keys, values, strict=True):
         if repeats > 1:
             # Repeating here keeps every fused kernel available: some refuse grouped heads together with a mask.
             key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
@@ -141,7 +140,20 @@ def attend(query_NHd: Tensor, key_MGd: Tensor, value_MGd: Tensor, *, plan: Atten
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=group.mask
         )
         outputs.append(out.transpose(1, 2).reshape(-1, num_heads * out.shape[-1]))
-    if not outputs:
-        return query_NHd.flatten(1)
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return flat if plan.restore is None else flat[plan.restore]
+    return flat if plan.restore is None else flat.index_select(0, plan.restore)
+
+
+def _gathered(rows: Tensor, groups: list[Tensor | None]) -> list[Tensor]:
+    """Return the (B, length, ...) rows of every group, or all rows as the only sequence."""
+    indexes = [index for index in groups if index is not None]
+    if not indexes:
+        return [rows[None]]
+    # One gather for all groups: a gather per group would make as many full-size gradients.
+    flat = indexes[0].flatten() if len(indexes) == 1 else torch.cat([index.flatten() for index in indexes])
+    parts = rows.index_select(0, flat).split([index.numel() for index in indexes])
+    return [part.unflatten(0, index.shape) for part, index in zip(parts, indexes, strict=True)]
+
+
+def _moved(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:
+    return None if tensor is None else tensor.to(device)

@@ -132,9 +132,9 @@ class Backbone(nn.Module):
 
     def losses(self, pack: Pack, hidden_ND: Tensor) -> TrainOutput:
         """Take the losses of `pack` on what `run` returned (L, D), in memory order."""
-        hidden = hidden_ND[pack.memory_of]
-        logits = self.language_model.lm_head(hidden[pack.ce_index])
-        velocity = self.llm2vae(hidden[pack.mse_index])
+        hidden = hidden_ND.index_select(0, pack.memory_of)
+        logits = self.language_model.lm_head(hidden.index_select(0, pack.ce_index))
+        velocity = self.llm2vae(hidden.index_select(0, pack.mse_index))
         target = (pack.latent.noise - pack.latent.clean)[pack.mse_rows]
         return TrainOutput(
             ce=F.cross_entropy(_at_least_float32(logits), pack.ce_labels, reduction="none"),
@@ -170,7 +170,7 @@ class Backbone(nn.Module):
             parts.append(self._vit_vectors(pack.vit))
         if len(pack.latent.index) or touch:
             parts.append(self._latent_vectors(pack.latent))
-        return torch.cat(parts)[pack.source]
+        return torch.cat(parts).index_select(0, pack.source)
 
     def encode_vit(self, patches: Tensor, *, position_ids: Tensor, seqlens: list[int]) -> Tensor:
         """Run the vision tower on packed images, without the connector.
@@ -200,7 +200,7 @@ class Backbone(nn.Module):
         if int(rows.max()) >= soft_table.shape[0] or int(rows.min()) < 0:
             raise ConfigError(f"soft slots point to row {int(rows.max())}, the table has {soft_table.shape[0]} rows")
         # Gather before the cast: a vector used many times then sums its gradients in the table's own precision.
-        return soft_table.to(self.device)[rows].to(self.dtype)
+        return soft_table.to(self.device).index_select(0, rows).to(self.dtype)
 
     def _vit_vectors(self, vit: PackedVit) -> Tensor:
         features = []
@@ -212,11 +212,11 @@ class Backbone(nn.Module):
             )
         if vit.features is not None:
             features.append(vit.features.to(self.dtype))
-        rows = torch.cat(features)[vit.source]
+        rows = torch.cat(features).index_select(0, vit.source)
         return cast(Tensor, self.connector(rows) + self.vit_pos_embed(vit.position_ids))
 
     def _latent_vectors(self, latent: PackedLatents) -> Tensor:
-        times = self.time_embedder(latent.timesteps)[latent.image]
+        times = self.time_embedder(latent.timesteps).index_select(0, latent.image)
         tokens = self.vae2llm(latent.entering().to(self.dtype))
         return cast(Tensor, tokens + times + self.latent_pos_embed(latent.position_ids))
 

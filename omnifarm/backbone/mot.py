@@ -70,7 +70,8 @@ class MoTModel(nn.Module):
             (N, D) after the final norms, in memory order.
         """
         tables = rotary_tables(positions, head_dim=self.head_dim, theta=self.theta, dtype=hidden_ND.dtype)
-        slices = (hidden_ND[:num_und], hidden_ND[num_und:])
+        und, gen = hidden_ND.split((num_und, len(hidden_ND) - num_und))
+        slices = (und, gen)
         touch = self.touch_every_parameter or not len(hidden_ND)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -154,10 +155,10 @@ class MoTAttention(nn.Module):
         if store is not None:
             key, value = store.update(self.index, key, value)
         mixed = attend(query, key, value, plan=plan)
-        num_und = slices[0].shape[0]
+        parts = mixed.split((slices[0].shape[0], slices[1].shape[0]))
         return tuple(  # type: ignore[return-value]
             getattr(self, f"o_proj{suffix}")(part) if part.shape[0] or touch else part
-            for suffix, part in zip(SUFFIXES, (mixed[:num_und], mixed[num_und:]), strict=True)
+            for suffix, part in zip(SUFFIXES, parts, strict=True)
         )
 
     def _project(self, hidden: Tensor, *, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
