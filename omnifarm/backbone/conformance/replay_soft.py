@@ -129,7 +129,10 @@ def _replay_drawing(
     v, v_text = (velocity(model, branch, x_t, t=t, grid=grid) for branch in (context, empty))
     group.compare(prefix + "t2i_v", v)
     options = _options(group.param("sampling"))
-    group.compare(prefix + "t2i_v_cfg4_global", guide(v, v_text=v_text, v_img=None, options=options))
+    guided = guide(v, v_text=v_text, v_img=None, options=options)
+    for name in group.outputs:
+        if name.startswith(prefix + "t2i_v_cfg"):
+            group.compare(name, guided)
     full, without_text = (Denoiser(model, [branch], grids=[grid]) for branch in (context, empty))
     branches = Branches(
         main=lambda x, time: full([x], [time])[0],
