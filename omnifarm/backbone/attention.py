@@ -151,8 +151,8 @@ def _gathered(rows: Tensor, groups: list[Tensor | None]) -> list[Tensor]:
         return [rows[None]]
     # One gather for all groups: a gather per group would make as many full-size gradients.
     flat = indexes[0].flatten() if len(indexes) == 1 else torch.cat([index.flatten() for index in indexes])
-    parts = rows.index_select(0, flat).split([index.numel() for index in indexes])
-    return [part.unflatten(0, index.shape) for part, index in zip(parts, indexes, strict=True)]
+    parts = torch.split(rows.index_select(0, flat), [index.numel() for index in indexes])
+    return [part.reshape(*index.shape, *rows.shape[1:]) for part, index in zip(parts, indexes, strict=True)]
 
 
 def _moved(tensor: Tensor | None, device: torch.device | str) -> Tensor | None:

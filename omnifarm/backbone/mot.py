@@ -70,7 +70,7 @@ class MoTModel(nn.Module):
             (N, D) after the final norms, in memory order.
         """
         tables = rotary_tables(positions, head_dim=self.head_dim, theta=self.theta, dtype=hidden_ND.dtype)
-        und, gen = hidden_ND.split((num_und, len(hidden_ND) - num_und))
+        und, gen = torch.split(hidden_ND, [num_und, len(hidden_ND) - num_und])
         slices = (und, gen)
         touch = self.touch_every_parameter or not len(hidden_ND)
         for layer in self.layers:
@@ -155,7 +155,7 @@ class MoTAttention(nn.Module):
         if store is not None:
             key, value = store.update(self.index, key, value)
         mixed = attend(query, key, value, plan=plan)
-        parts = mixed.split((slices[0].shape[0], slices[1].shape[0]))
+        parts = torch.split(mixed, [slices[0].shape[0], slices[1].shape[0]])
         return tuple(  # type: ignore[return-value]
             getattr(self, f"o_proj{suffix}")(part) if part.shape[0] or touch else part
             for suffix, part in zip(SUFFIXES, parts, strict=True)
