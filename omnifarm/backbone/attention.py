@@ -109,7 +109,12 @@ def plan_single(mask: Tensor | None) -> AttentionPlan:
 
 
 def padded_length(length: int) -> int:
-    """Round up to an eighth of the next lower power of two (at least 8): at most an eighth is padding above 64."""
+    """Round short lengths up, to share a batch: to an eighth of the next lower power of two, at least 8.
+
+    From 256 on a sequence fills the machine by itself, and padding would only cost work and a mask.
+    """
+    if length >= 256:
+        return length
     step = max(8, 1 << max(length.bit_length() - 4, 0))
     return -(-length // step) * step
 

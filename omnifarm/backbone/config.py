@@ -206,6 +206,12 @@ class BackboneConfig:
         return int(vit.patch_size**2 * vit.num_channels)
 
     @property
+    def vit_position_rows(self) -> int:
+        """Rows of the vision tower's own position table."""
+        vit: Any = self.vit
+        return int((vit.image_size // vit.patch_size) ** 2)
+
+    @property
     def latent_downsample(self) -> int:
         """Image pixels per latent token side."""
         return self.autoencoder.downsample * self.latent_patch_size

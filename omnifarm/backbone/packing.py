@@ -282,7 +282,13 @@ class _Layout:
 
     def grid_ids(self, segment: VitSegment) -> Tensor:
         config = self.config
-        return grid_position_ids(segment.grid, side=config.vit_max_patches_per_side, interpolate=config.interpolate_pos)
+        ids = grid_position_ids(segment.grid, side=config.vit_max_patches_per_side, interpolate=config.interpolate_pos)
+        if int(ids.max()) >= config.vit_position_rows:
+            raise ConfigError(
+                f"image grid {segment.grid} needs row {int(ids.max())} of the vision tower's position table, which has "
+                f"{config.vit_position_rows}; vit_max_patches_per_side and the vit image_size disagree"
+            )
+        return ids
 
     def check_ids(self, ids: Tensor) -> None:
         limit = int(self.config.llm.vocab_size)
