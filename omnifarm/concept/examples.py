@@ -79,7 +79,7 @@ class ExampleSampler:
             )
             if pool
         ]
-        self._has = {
+        self._has: dict[Task, bool] = {
             "understanding": bool(self._understanding),
             "generation": True,
             "editing": bool(spec.edits),

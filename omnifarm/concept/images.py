@@ -195,12 +195,13 @@ def _require_size(size: tuple[int, int], where: str, limits: ImageLimits) -> Non
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    # Decode first: reading a PNG's metadata decodes too, and its error would be taken for one of the metadata.
+    image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
     except _DECODER_ERRORS:
         # Damaged metadata says nothing about the pixels; it is dropped in any case.
         orientation = None
-    image.load()
     transpose = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if transpose is None else image.transpose(transpose)
 

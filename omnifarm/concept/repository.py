@@ -9,7 +9,6 @@ to repeat and to race: exactly one writer wins, and the others are told that it 
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from omnifarm.concept.artifact import (
     MAX_MANIFEST_BYTES,
@@ -24,9 +23,7 @@ from omnifarm.concept.artifact import (
 )
 from omnifarm.concept.soft_tokens import SoftTokenLayout, SoftTokens
 from omnifarm.errors import ArtifactError, NotFoundError, PreconditionError
-
-if TYPE_CHECKING:
-    from omnifarm.store.base import Store
+from omnifarm.store.base import Store
 
 PREFIX = "artifacts/"
 """Keys of all artifacts begin with this."""
@@ -45,7 +42,7 @@ class ConceptRepository:
         store: Holds the artifacts.
     """
 
-    def __init__(self, store: "Store") -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
 
     def commit(self, manifest: ArtifactManifest, soft_tokens: SoftTokens) -> bool:

@@ -8,12 +8,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from omnifarm.errors import ConceptError, NotFoundError, OmniFarmError
-
-if TYPE_CHECKING:
-    from omnifarm.store.base import Store
+from omnifarm.errors import ConceptError, NotFoundError, OmniFarmError, StoreError
+from omnifarm.store.base import Store, check_key
 
 MAX_FILES = 100_000
 """Files a source may hold; more is a wrong path (somebody's home folder) rather than a set of concepts."""
@@ -90,7 +88,7 @@ class LocalSource:
 class StoreSource:
     """Objects of a store."""
 
-    store: "Store"
+    store: Store
     """Holds the objects; its keys are the relative paths."""
     url: str = "store"
     """Where the store lies, for messages and records."""
@@ -106,7 +104,14 @@ class StoreSource:
     def read(self, path: str, *, max_bytes: int) -> bytes:
         """See `FileSource.read`."""
         try:
-            data: bytes = self.store.get(path).data
+            check_key(path)
+        except StoreError as error:
+            raise _failure(path, f"cannot be a store's key ({error})", "rename the file") from error
+        try:
+            size = self.store.head(path).size_bytes
+            if size > max_bytes:
+                raise too_large(path, size_bytes=size, max_bytes=max_bytes)
+            data = self.store.get(path).data
         except NotFoundError as error:
             raise _failure(path, "does not exist", "check the path") from error
         if len(data) > max_bytes:

@@ -4,6 +4,7 @@
       concept.yaml        class: dog          (all that is required)
       images/*.jpg        or beside concept.yaml
       negatives/*.jpg     optional: lookalikes that are not maeve; negatives/easy/ for anything else
+      test/*.jpg          optional: held out; never learned from, refused if it repeats a photograph
 
 Optional keys of concept.yaml: name, group, info, extra_info (list), qa (list of {question, answer, image}),
 captions ({file: text}), negatives (list of files or a folder), edits (list of {source, target, instruction}).
@@ -149,6 +150,9 @@ class _Folder:
             what="which shows the concept",
             problems=problems,
         )
+        refuse_shared(
+            images, others=self.held_out(), what="which is held out for trying the concept out", problems=problems
+        )
         if problems.has_errors:
             return None
         return ConceptSpec(
@@ -209,6 +213,12 @@ class _Folder:
                 )
         images = self.reader.images(paths, problems=self.problems, consumer=consumer)
         return [Negative(image=image, kind="easy" if "/easy/" in f"/{image.path}" else "hard") for image in images]
+
+    def held_out(self) -> dict[str, str]:
+        inside = f"{self.prefix}test/"
+        paths = [path for path in self.files if path.startswith(inside) and is_photo(path)]
+        pictures = self.reader.images(paths, problems=Problems(), consumer="trying the concept out")
+        return {image.digest: image.path for image in pictures}
 
     def qa(self, given: object) -> list[QA]:
         consumer = "answering questions"
@@ -271,7 +281,10 @@ class _Folder:
     def required(self, values: Mapping[str, Any], key: str, where: str, consumer: str) -> str:
         text = self.named(self.text(values.get(key), f"{where}.{key}", consumer=consumer))
         if not text and values.get(key) in (None, ""):
-            self.problems.error(self.file, f"{where} must have a {key}, found none", consumer=consumer, fix="add it")
+            article = "an" if key == "answer" else "a"
+            self.problems.error(
+                self.file, f"{where} must have {article} {key}, found none", consumer=consumer, fix="add it"
+            )
         return text
 
     def named(self, text: str) -> str:

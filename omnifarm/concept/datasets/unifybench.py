@@ -48,6 +48,8 @@ _QA_FILES: tuple[tuple[str, str], ...] = (
     ("recognition_negative*.json", "no"),
     ("recognition_strong_negative*.json", "no"),
 )
+# The public files are known to say "human"; the other words are ours.
+_GROUPS = {"human": "person", "person": "person", "pet": "pet", "object": "object"}
 _ACCEPTED_EDITS = ("accepted", "auto_pass")
 
 
@@ -130,7 +132,7 @@ class _Concept:
             qa=tuple(qa),
             negatives=tuple(negatives),
             edits=tuple(edits),
-            group="person" if info.get("conversation_type") == "human" else "",
+            group=_GROUPS.get(str(info.get("conversation_type")), ""),
             source=self.reader.source,
         )
 
