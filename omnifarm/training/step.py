@@ -19,6 +19,7 @@ from omnifarm.backbone.packing import pack
 from omnifarm.backbone.segments import Segment, TextSegment
 from omnifarm.concept.recipe import Task
 from omnifarm.concept.samples import ConceptSample
+from omnifarm.errors import OmniFarmError
 from omnifarm.logs import event
 from omnifarm.training.lane import Lane, StepLosses
 from omnifarm.training.objective import LaneLoss, lane_loss
@@ -39,9 +40,10 @@ def packed_step(lanes: Sequence[Lane], *, sharding: Sharding, special_ids: Speci
         special_ids: Ids of the frame tokens.
         config: The backbone's configuration.
     """
+    drawn = _draw(lanes)
+    lanes = [lane for lane in lanes if lane.is_active]
     if not lanes:
         return
-    drawn = [lane.source.draw(lane.step) for lane in lanes]
     losses, grads = _forward_backward(lanes, drawn, sharding=sharding, special_ids=special_ids, config=config)
     measured = [_measured(loss, grad_CD) for loss, grad_CD in zip(losses, grads, strict=True)]
     if len(lanes) > 1 and not all(_is_finite(one) for one in measured):
@@ -54,6 +56,18 @@ def packed_step(lanes: Sequence[Lane], *, sharding: Sharding, special_ids: Speci
             event(_logger, "lane_stopped", level=logging.WARNING, concept=lane.name, step=lane.step, reason=reason)
         else:
             lane.apply(grad_CD, losses=one)
+
+
+def _draw(lanes: Sequence[Lane]) -> list[Sequence[ConceptSample]]:
+    """Return the samples of every lane that has them; a lane whose data fail is stopped."""
+    drawn = []
+    for lane in lanes:
+        try:
+            drawn.append(lane.source.draw(lane.step))
+        except OmniFarmError as error:
+            lane.stop(f"the samples of step {lane.step} cannot be made: {error}")
+            event(_logger, "lane_stopped", level=logging.WARNING, concept=lane.name, step=lane.step, reason=str(error))
+    return drawn
 
 
 def _forward_backward(

@@ -1,0 +1,171 @@
+"""From a concept to its lane and from a finished lane to its artifact, over one loaded backbone.
+
+A workbench holds what all lanes of a process share: the frozen backbone, pictures prepared once, the trainer.
+Knows no store, queue or cluster.
+"""
+
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.clock import Clock, SystemClock
+from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
+from omnifarm.concept.prepared import PreparedImages
+from omnifarm.concept.recipe import Precision, TrainingRecipe
+from omnifarm.concept.samples import ConceptSamples
+from omnifarm.concept.soft_tokens import SoftTokenLayout, SoftTokens, initial_table
+from omnifarm.concept.spec import ConceptSpec
+from omnifarm.errors import TrainingError
+from omnifarm.training.checkpoint import load_lane, loss_curve
+from omnifarm.training.lane import Lane
+from omnifarm.training.loop import Trainer
+from omnifarm.training.sharding import Replicated
+
+DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Type of the frozen weights by the recipe's name for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """What a finished lane leaves behind."""
+
+    manifest: ArtifactManifest
+    """What it is and what it was made from."""
+    soft_tokens: SoftTokens
+    """The learned vectors."""
+
+
+class Workbench:
+    """Builds lanes and artifacts for one backbone, and owns the trainer that steps them.
+
+    Args:
+        backbone: Loaded with the type the recipes ask for.
+        lanes_per_pack: See `Trainer`.
+        clock: For training time and creation dates.
+    """
+
+    def __init__(self, backbone: LoadedBackbone, *, lanes_per_pack: int = 1, clock: Clock | None = None) -> None:
+        self._backbone = backbone
+        self._clock = clock or SystemClock()
+        self._images = PreparedImages(backbone)
+        self.trainer = Trainer(
+            Replicated(backbone.model),
+            special_ids=backbone.special_ids,
+            config=backbone.config,
+            lanes_per_pack=lanes_per_pack,
+            clock=self._clock,
+        )
+
+    @classmethod
+    def open(
+        cls,
+        backbone: str,
+        *,
+        precision: Precision,
+        device: str = "cpu",
+        lanes_per_pack: int = 1,
+        clock: Clock | None = None,
+    ) -> "Workbench":
+        """Load a backbone by name or folder and set up a workbench for it.
+
+        Raises:
+            WeightsError: The backbone cannot be loaded.
+        """
+        loaded = load_backbone(backbone, dtype=DTYPES[precision], device=device)
+        return cls(loaded, lanes_per_pack=lanes_per_pack, clock=clock)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the backbone."""
+        return self._backbone.fingerprint
+
+    def lane(
+        self, spec: ConceptSpec, *, recipe: TrainingRecipe, identity: str, checkpoint: bytes | None = None
+    ) -> Lane:
+        """Build the lane of a concept, without adding it to the trainer.
+
+        Every picture is prepared now, so that a bad one stops the concept before its first step.
+
+        Args:
+            spec: The concept.
+            recipe: How to learn it.
+            identity: Digest of concept, recipe and backbone.
+            checkpoint: Where an earlier lane of this identity stopped, or None.
+
+        Raises:
+            ConceptError: The concept's data cannot be used.
+            ConfigError: The recipe does not fit the backbone.
+            TrainingError: The checkpoint is damaged or of another identity, or the backbone of another precision.
+        """
+        model = self._backbone.model
+        if DTYPES[recipe.precision] != model.dtype:
+            raise TrainingError(
+                f"the recipe of {spec.name!r} asks for {recipe.precision} weights, the backbone was loaded as "
+                f"{str(model.dtype).removeprefix('torch.')}; train it in a run of its own"
+            )
+        self._images.get_all(spec)
+        layout = SoftTokenLayout.of_recipe(recipe)
+        source = ConceptSamples(spec, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout)
+        if checkpoint is not None:
+            return load_lane(checkpoint, identity=identity, recipe=recipe, source=source, device=model.device)
+        tokenizer = self._backbone.tokenizer
+        table_CD = initial_table(
+            layout,
+            recipe=recipe,
+            embedding_VD=model.language_model.model.embed_tokens.weight,
+            class_ids=tokenizer.encode_user(spec.class_noun),
+            identifier_ids=tokenizer.encode(recipe.identifier_init) if recipe.identifier_init else (),
+            name=spec.name,
+        )
+        return Lane.start(spec.name, recipe=recipe, source=source, soft_CD=table_CD.to(model.device))
+
+    def finish(self, lane: Lane, *, spec: ConceptSpec, identity: str) -> Finished:
+        """Return a finished lane's artifact.
+
+        Args:
+            lane: Done, not stopped.
+            spec: The concept it was learned from.
+            identity: Digest of concept, recipe and backbone; becomes the artifact's version.
+
+        Raises:
+            TrainingError: The lane has steps to take or was stopped; its soft tokens are not the recipe's result.
+        """
+        if not lane.is_done or lane.stopped is not None:
+            raise TrainingError(
+                f"the lane of {lane.name!r} is not finished: step {lane.step} of {lane.recipe.steps}, "
+                f"stopped: {lane.stopped or 'no'}"
+            )
+        soft_tokens = SoftTokenLayout.of_recipe(lane.recipe).split(lane.soft)
+        manifest = ArtifactManifest(
+            name=spec.name,
+            version=identity,
+            class_noun=spec.class_noun,
+            fingerprint=self.fingerprint,
+            data_digest=spec.digest(),
+            tensors_digest=tensors_digest(encode_soft_tokens(soft_tokens)),
+            num_und=lane.recipe.num_und,
+            num_gen=lane.recipe.num_gen,
+            width=soft_tokens.width,
+            recipe=lane.recipe.to_json(),
+            losses=loss_curve(lane),
+            train_s=round(lane.train_s, 3),
+            created_at_s=round(self._clock.now_s(), 3),
+            versions={"omnifarm": _own_version(), "torch": str(torch.__version__)},
+        )
+        return Finished(manifest=replace(manifest, warnings=_warnings(lane)), soft_tokens=soft_tokens)
+
+
+def _warnings(lane: Lane) -> tuple[str, ...]:
+    curve = loss_curve(lane, max_points=1)
+    missing = [name for name in ("understanding", "generation", "editing") if curve[name] == [None]]
+    return tuple(f"{task} was not learned: the concept's data or the recipe hold no sample of it" for task in missing)
+
+
+def _own_version() -> str:
+    try:
+        return version("omnifarm")
+    except PackageNotFoundError:
+        # A cluster's workers may run from an uploaded working directory, where nothing is installed.
+        return "working directory"
