@@ -1,0 +1,191 @@
+"""A job: one concept to be learned, as a record in the store.
+
+    queued -> leased -> running -> committed
+      ^         |          |`----> failed      (bad data, or attempts used up)
+      `---------+----------'                   (released, or to be tried again)
+
+An expired lease is taken over directly: leased or running -> leased by somebody else. The record is all there is to
+know about a job; workers hold copies, and every change goes through `farm/queue.py`. The job's id follows from what
+decides its result, so submitting the same work twice is one job.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any, Self
+
+from omnifarm.errors import FarmError
+
+SCHEMA_VERSION = 1
+"""Version of the record's JSON form."""
+
+
+class LeaseLostError(FarmError):
+    """The job belongs to somebody else by now: let its lane go, commit nothing."""
+
+
+class JobState(Enum):
+    """Where a job stands; closed."""
+
+    QUEUED = "queued"
+    """Waits for a worker, perhaps until its backoff has passed."""
+    LEASED = "leased"
+    """A worker has it and has not reported a step."""
+    RUNNING = "running"
+    """A worker has it and reports steps."""
+    COMMITTED = "committed"
+    """Its artifact is in the store. Final."""
+    FAILED = "failed"
+    """Given up, with the reason; only a person queues it again."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no worker will touch the job again on its own."""
+        return self in (JobState.COMMITTED, JobState.FAILED)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a worker holds a lease on the job."""
+        return self in (JobState.LEASED, JobState.RUNNING)
+
+
+_HELD = frozenset({JobState.LEASED, JobState.RUNNING, JobState.QUEUED, JobState.COMMITTED, JobState.FAILED})
+ALLOWED_MOVES: Mapping[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.LEASED}),
+    JobState.LEASED: _HELD,
+    JobState.RUNNING: _HELD,
+    JobState.COMMITTED: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+}
+"""From each state, the states a job may move to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobIdentity:
+    """What decides a job's result."""
+
+    spec_digest: str
+    """Digest of the concept's spec and the bytes of its images."""
+    recipe_digest: str
+    """Digest of the training recipe."""
+    backbone_fingerprint: str
+    """Fingerprint of the frozen backbone."""
+
+    @property
+    def job_id(self) -> str:
+        """32 hex digits over the three parts."""
+        text = json.dumps([self.spec_digest, self.recipe_digest, self.backbone_fingerprint])
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """A worker's right to a job, until it expires or is renewed."""
+
+    worker: str
+    """Who holds it."""
+    token: str
+    """Random, new for every grant: a worker that leased the same job twice holds two different leases."""
+    expires_at_s: float
+    """Seconds since the epoch after which anybody may take the job over."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobRecord:
+    """Everything known about one job."""
+
+    name: str
+    """The concept's name."""
+    concept_url: str
+    """Where its data lie."""
+    identity: JobIdentity
+    """What decides the result."""
+    num_steps: int
+    """Steps of the whole training (>= 1)."""
+    state: JobState = JobState.QUEUED
+    """Where the job stands."""
+    attempts: int = 0
+    """Leases granted so far, not counting those given back."""
+    lease: Lease | None = None
+    """The present lease; exactly the held states have one."""
+    step: int = 0
+    """Last step reported, in [0, num_steps]."""
+    not_before_s: float = 0.0
+    """A queued job is not leased before this time."""
+    error: str | None = None
+    """Why the last attempt failed, first line first; kept while the job is tried again."""
+    traceback: str | None = None
+    """Where it failed, for a person to read."""
+    artifact: str | None = None
+    """Key of the committed artifact; exactly committed jobs have one."""
+    created_at_s: float
+    """When it was submitted."""
+    updated_at_s: float
+    """When the record last changed."""
+    revision: int = 0
+    """Number of changes: no two versions of a record have equal bytes."""
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or not 0 <= self.step <= self.num_steps:
+            raise FarmError(f"job {self.name!r}: step must lie in [0, num_steps], found {self.step}/{self.num_steps}")
+        if (self.lease is not None) != self.state.is_held:
+            raise FarmError(f"job {self.name!r}: only leased and running jobs have a lease, found {self.state.value}")
+        if (self.artifact is not None) != (self.state is JobState.COMMITTED):
+            raise FarmError(f"job {self.name!r}: only committed jobs have an artifact, found {self.state.value}")
+
+    @property
+    def job_id(self) -> str:
+        """The digest of its identity."""
+        return self.identity.job_id
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values, with `schema_version` and `job_id`."""
+        values = asdict(self)
+        values["state"] = self.state.value
+        return {"schema_version": SCHEMA_VERSION, "job_id": self.job_id, **values}
+
+    def encode(self) -> bytes:
+        """Return the record as UTF-8 JSON."""
+        return json.dumps(self.to_json(), ensure_ascii=False, indent=1).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Return the record in `data`.
+
+        Raises:
+            FarmError: The bytes are no record of this version, or were written for another id.
+        """
+        try:
+            values = json.loads(data)
+            version = values.pop("schema_version")
+            if version != SCHEMA_VERSION:
+                raise FarmError(
+                    f"a job record of schema {SCHEMA_VERSION} was expected, found {version!r}: "
+                    "use the release of OmniFarm that wrote it"
+                )
+            job_id = values.pop("job_id")
+            values["identity"] = JobIdentity(**values["identity"])
+            values["state"] = JobState(values["state"])
+            values["lease"] = None if values["lease"] is None else Lease(**values["lease"])
+            record = cls(**values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FarmError(f"a job record was expected, found something else ({error}): delete the object") from error
+        if record.job_id != job_id:
+            raise FarmError(f"job record {job_id!r} holds the identity of {record.job_id!r}: it was edited by hand")
+        return record
+
+
+def check_move(record: JobRecord, *, to: JobState) -> None:
+    """Refuse a move the table does not allow.
+
+    Raises:
+        FarmError: `record.state` does not lead to `to`.
+    """
+    if to not in ALLOWED_MOVES[record.state]:
+        allowed = ", ".join(sorted(state.value for state in ALLOWED_MOVES[record.state])) or "nothing"
+        raise FarmError(
+            f"job {record.name!r} is {record.state.value}; that leads to {allowed}, not to {to.value}",
+            job_id=record.job_id,
+        )

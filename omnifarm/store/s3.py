@@ -1,0 +1,276 @@
+"""A store in an S3 bucket, or in anything that speaks S3 with conditional writes. The only module that knows boto3.
+
+Credentials, region and endpoint come from the usual places (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
+`AWS_REGION`, `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, profiles, instance roles). Every object carries the SHA-256
+of its bytes, verified on each read, and the random mark of the write that made it: when an answer is lost and the
+repeated conditional write is refused, the mark tells whether the first try had won.
+"""
+
+import hashlib
+import os
+import random
+import re
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import boto3
+import botocore.exceptions
+from botocore.config import Config
+
+from omnifarm.clock import Clock, SystemClock
+from omnifarm.errors import AccessError, ConfigError, NotFoundError, PreconditionError, StoreError
+from omnifarm.store.base import (
+    Object,
+    ObjectInfo,
+    already_exists,
+    check_conditions,
+    check_key,
+    check_prefix,
+    has_changed,
+    not_found,
+)
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
+_DIGEST = "omnifarm-sha256"
+_MARK = "omnifarm-write"
+_MAX_TRIES = 6
+_FIRST_PAUSE_S = 0.1
+_MAX_PAUSE_S = 5.0
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
+_RETRIED_CODES = frozenset(
+    {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException"}
+)
+_KEY_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+_ADVICE = {
+    "InvalidAccessKeyId": "the access key is unknown there: check AWS_ACCESS_KEY_ID and the endpoint",
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key: check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "the session token has expired: get new credentials",
+    "InvalidToken": "the session token is not valid: check AWS_SESSION_TOKEN or unset it",
+    "RequestTimeTooSkewed": "this machine's clock is wrong by many minutes: set it by NTP",
+    "NoSuchBucket": "there is no such bucket: create it, or correct the URL or the endpoint",
+    "AccessDenied": "these credentials may not do that: allow s3:GetObject, PutObject, DeleteObject and ListBucket",
+    "PermanentRedirect": "the bucket lies in another region: set AWS_REGION",
+    "AuthorizationHeaderMalformed": "the bucket lies in another region: set AWS_REGION",
+}
+
+_Answer = TypeVar("_Answer")
+
+
+class S3Store:
+    """Objects of `bucket` under `prefix`. Threads may share it; a forked process must open its own.
+
+    Args:
+        bucket: Name of an existing bucket.
+        prefix: Put before every key, with a slash between.
+        clock: Used for the pauses between tries.
+
+    Raises:
+        ConfigError: The names cannot be a bucket and a prefix, or the AWS settings cannot be read.
+    """
+
+    def __init__(self, bucket: str, *, prefix: str = "", clock: Clock | None = None) -> None:
+        # The bucket may be somebody's mistyped credentials: say the form, not the value, unless it is harmless.
+        if not _BUCKET.fullmatch(bucket):
+            raise ConfigError(
+                "an S3 URL is s3://bucket/prefix with a bucket of 3 to 63 lower-case letters, digits, dots and hyphens; "
+                "found another bucket name (credentials do not belong into the URL)"
+            )
+        prefix = prefix.strip("/")
+        if prefix:
+            try:
+                check_key(prefix)
+            except StoreError as error:
+                raise ConfigError(f"the prefix of s3://{bucket} must be like a key: {error}") from error
+        self._bucket = bucket
+        self._prefix = prefix + "/" if prefix else ""
+        self._clock = clock if clock is not None else SystemClock()
+        self._random = random.Random(secrets.randbits(64))
+        self._lock = threading.Lock()
+        self._client = _make_client()
+
+    @property
+    def url(self) -> str:
+        """`s3://bucket/prefix`."""
+        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        """See `Store.put`. Refused conditions arrive as 412; racing writers also as 409, which is tried again."""
+        check_key(key)
+        check_conditions(if_none_match=if_none_match, if_match=if_match)
+        mark = secrets.token_hex(8)
+        wish: dict[str, Any] = {}
+        if if_none_match:
+            wish["IfNoneMatch"] = "*"
+        if if_match is not None:
+            wish["IfMatch"] = if_match
+
+        def write() -> str:
+            answer = self._client.put_object(
+                Bucket=self._bucket,
+                Key=self._prefix + key,
+                Body=data,
+                Metadata={_DIGEST: hashlib.sha256(data).hexdigest(), _MARK: mark},
+                **wish,
+            )
+            return answer["ETag"]
+
+        try:
+            return self._try(write, key)
+        except (PreconditionError, NotFoundError):
+            won = self._written_by(key, mark)
+            if won is not None:
+                return won
+            raise (already_exists if if_none_match else has_changed)(self.url, key) from None
+
+    def get(self, key: str) -> Object:
+        """See `Store.get`; objects written by other tools carry no digest and are taken as they are."""
+        check_key(key)
+
+        def read() -> Object:
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+            with answer["Body"] as body:
+                data = body.read()
+            expected = answer["Metadata"].get(_DIGEST)
+            if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+                raise StoreError(
+                    f"{key!r} in {self.url} does not match its SHA-256 {expected[:12]}...: the object is damaged; "
+                    "restore it from a backup or delete it",
+                    key=key,
+                    store=self.url,
+                )
+            return Object(data, answer["ETag"])
+
+        return self._try(read, key)
+
+    def head(self, key: str) -> ObjectInfo:
+        """See `Store.head`."""
+        check_key(key)
+
+        def look() -> ObjectInfo:
+            answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+            return ObjectInfo(key, answer["ContentLength"], answer["ETag"])
+
+        return self._try(look, key)
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See `Store.list`; one request per thousand keys, made as the iteration goes on."""
+        check_prefix(prefix)
+        token: str | None = None
+        while True:
+            wish: dict[str, Any] = {} if token is None else {"ContinuationToken": token}
+
+            def page(wish: dict[str, Any] = wish) -> Any:
+                return self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **wish)
+
+            answer = self._try(page, prefix)
+            for entry in answer.get("Contents", ()):
+                if not entry["Key"].endswith("/"):  # folder markers of other tools
+                    yield entry["Key"][len(self._prefix) :]
+            token = answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
+            if token is None:
+                return
+
+    def delete(self, key: str) -> None:
+        """See `Store.delete`."""
+        check_key(key)
+        try:
+            self._try(lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key), key)
+        except NotFoundError:
+            return
+
+    def _written_by(self, key: str, mark: str) -> str | None:
+        """Return the etag if the present version is the one this very write made, else None."""
+        try:
+            answer = self._try(lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + key), key)
+        except NotFoundError:
+            return None
+        return answer["ETag"] if answer["Metadata"].get(_MARK) == mark else None
+
+    def _try(self, call: Callable[[], _Answer], key: str) -> _Answer:
+        """Run `call`, again after a pause with jitter while the store is busy; translate what stays wrong."""
+        for number in range(1, _MAX_TRIES + 1):
+            try:
+                return call()
+            except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+                if number == _MAX_TRIES or not is_transient(error):
+                    raise translate(error, url=self.url, key=key) from _without_secrets(error)
+            with self._lock:
+                share = self._random.random()
+            self._clock.sleep_s(share * min(_MAX_PAUSE_S, _FIRST_PAUSE_S * 2**number))
+        raise AssertionError("the last try returns or raises")
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if isinstance(error, botocore.exceptions.ClientError):
+        status, code = _facts(error)
+        return status in (409, 429) or status >= 500 or code in _RETRIED_CODES
+    return isinstance(error, botocore.exceptions.HTTPClientError)
+
+
+def translate(error: Exception, *, url: str, key: str) -> StoreError:
+    """Return our error for one of boto3's; its message holds no credentials and no signed URL."""
+    if isinstance(error, botocore.exceptions.ClientError):
+        status, code = _facts(error)
+        if code in _KEY_CODES:
+            return not_found(url, key)
+        if status == 412:
+            return has_changed(url, key)
+        if code in _ADVICE or status in (401, 403):
+            advice = _ADVICE.get(code, "access was refused: check credentials, bucket policy and endpoint")
+            return AccessError(f"{url}: {advice} (answer {status} {code})", store=url, key=key, code=code)
+        return StoreError(
+            f"{url} could not serve {key!r}: answer {status} {code} after up to {_MAX_TRIES} tries; "
+            "look at the store's own log",
+            store=url,
+            key=key,
+            code=code,
+        )
+    if isinstance(error, botocore.exceptions.NoCredentialsError | botocore.exceptions.PartialCredentialsError):
+        return AccessError(
+            f"{url}: no complete AWS credentials were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "a profile, or a role",
+            store=url,
+        )
+    return StoreError(
+        f"{url} cannot be reached ({type(error).__name__}): check AWS_ENDPOINT_URL_S3, AWS_REGION and the network",
+        store=url,
+        key=key,
+    )
+
+
+def _facts(error: botocore.exceptions.ClientError) -> tuple[int, str]:
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return status, re.sub(r"[^A-Za-z0-9]", "", str(error.response.get("Error", {}).get("Code", "")))[:60]
+
+
+def _without_secrets(error: Exception) -> Exception | None:
+    # A ClientError's text holds the operation and the server's words; the others may hold signed URLs.
+    return error if isinstance(error, botocore.exceptions.ClientError) else None
+
+
+def _make_client() -> "S3Client":
+    config = Config(
+        # Retries are ours: boto3's would hide that a conditional write was sent twice.
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        connect_timeout=10,
+        read_timeout=60,
+        max_pool_connections=32,
+        # Path style works everywhere; stores on an IP address or a bare host know nothing else.
+        s3={"addressing_style": "path"} if _has_endpoint() else {},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    try:
+        session = boto3.session.Session()
+        return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+        raise ConfigError(f"the AWS settings cannot be used ({type(error).__name__}): check AWS_* and ~/.aws") from None
+
+
+def _has_endpoint() -> bool:
+    return bool(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"))
