@@ -1,0 +1,140 @@
+"""The one module that knows Ray: a cell is one long-lived Ray Train run whose workers run `farm/worker.py`.
+
+Starting a Ray Train run costs many seconds, so a cell is started once and its workers pull concepts until none is
+left, instead of one run per concept. A killed worker makes Ray start the cell's workers again; what they had leased
+is leased again and goes on from its last checkpoint. `fit()` reports success when workers came back, whatever they
+had been doing, so nothing here says what was learned: the caller reads that from the job records.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.errors import ConfigError, FarmError
+from omnifarm.farm.worker import WorkerSettings, run_worker
+from omnifarm.logs import configure
+
+_TIMEOUT_S = 300
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellConfig:
+    """A cell: how many workers, with what each, on which jobs."""
+
+    store: str
+    """URL of the store that holds job records, checkpoints and artifacts; readable from every node."""
+    backbone: str
+    """Name or folder of the backbone; readable from every node."""
+    job_ids: tuple[str, ...]
+    """The jobs to finish."""
+    recipe: TrainingRecipe
+    """How every one of them is learned."""
+    num_workers: int = 1
+    """Processes, each with a copy of the backbone."""
+    cpus_per_worker: int = 1
+    """Logical CPUs of a worker; also its number of threads."""
+    use_gpu: bool = False
+    """Whether every worker gets a GPU."""
+    max_failures: int = 8
+    """How often killed workers are replaced before the cell gives up."""
+    worker: WorkerSettings = field(default_factory=WorkerSettings)
+    """How a worker works."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_workers", "cpus_per_worker"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"cell: {name} must be at least 1, found {getattr(self, name)}")
+        if self.max_failures < 0:
+            raise ConfigError(f"cell: max_failures must be at least 0, found {self.max_failures}")
+
+
+def connect() -> None:
+    """Join the cluster named by RAY_ADDRESS, or start a private one on loopback. Safe to repeat."""
+    if ray.is_initialized():
+        return
+    # Without it Ray binds to the host's public address even when asked for loopback.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=True)
+    else:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        ray.init(address="local", include_dashboard=False, log_to_driver=True, object_store_memory=200_000_000)
+
+
+def cluster_cpus() -> int:
+    """Return the logical CPUs of the connected cluster (at least 1)."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def cluster_gpus() -> int:
+    """Return the GPUs of the connected cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def run_cell(config: CellConfig) -> None:
+    """Run a cell until its workers see no unfinished job; then read the job records to learn what became of them.
+
+    Args:
+        config: The cell.
+
+    Raises:
+        FarmError: Ray gave up on the cell: more workers died than `max_failures`, or it could not be placed.
+    """
+    with tempfile.TemporaryDirectory(prefix="omf-cell-") as folder:
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config=_to_plain(config),
+            # No collective is needed while every worker holds a whole backbone; a sharded cell will use this group.
+            torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo", timeout_s=_TIMEOUT_S),
+            scaling_config=ScalingConfig(
+                num_workers=config.num_workers,
+                use_gpu=config.use_gpu,
+                resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})},
+            ),
+            run_config=RunConfig(
+                storage_path=folder, name="cell", failure_config=FailureConfig(max_failures=config.max_failures)
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise FarmError(
+                f"the cell ended before its jobs did: {error}; submit the same job again to go on from the checkpoints"
+            ) from error
+
+
+def _work(values: Mapping[str, Any]) -> None:
+    """Run one worker process; called by Ray in the worker."""
+    configure(level="INFO")
+    for noisy in ("ray.train", "httpx", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    torch.set_num_threads(int(values["cpus_per_worker"]))
+    context = ray.train.get_context()
+    run_worker(
+        f"{values['cell_id']}-{context.get_world_rank()}",
+        store_url=values["store"],
+        backbone=values["backbone"],
+        job_ids=values["job_ids"],
+        recipe=TrainingRecipe.from_json(values["recipe"]),
+        settings=WorkerSettings(**values["worker"]),
+        device=str(ray.train.torch.get_device()) if values["use_gpu"] else "cpu",
+    )
+
+
+def _to_plain(config: CellConfig) -> dict[str, Any]:
+    # Plain values travel to workers whose code may be a newer checkout; a pickled class would not.
+    values = asdict(config)
+    values["job_ids"] = list(config.job_ids)
+    values["cell_id"] = ray.get_runtime_context().get_job_id()
+    return values

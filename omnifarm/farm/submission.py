@@ -1,0 +1,95 @@
+"""What a user asks for becomes job records: one per concept, the same one however often it is asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omnifarm.backbone.checkpoint import fingerprint
+from omnifarm.backbone.config import BackboneConfig
+from omnifarm.backbone.weights import resolve_folder
+from omnifarm.concept.datasets.load import load_concepts
+from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.spec import ConceptSpec
+from omnifarm.errors import ConceptError, ConfigError
+from omnifarm.farm.job import JobIdentity, JobRecord, JobState
+from omnifarm.farm.queue import JobQueue
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backbone:
+    """A backbone as a submission knows it: by identity, without its weights in memory."""
+
+    name: str
+    """Name or absolute folder, as workers are to load it."""
+    fingerprint: str
+    """Identity of configuration and weights."""
+    recipe: TrainingRecipe
+    """How concepts are best learned on it."""
+
+
+def inspect_backbone(name_or_folder: str, *, overrides: Mapping[str, Any]) -> Backbone:
+    """Read a backbone's identity and its recipe.
+
+    Args:
+        name_or_folder: As in `load_backbone`.
+        overrides: Recipe fields that the user sets; None leaves the backbone's own value.
+
+    Raises:
+        WeightsError: There is no such backbone.
+        ConfigError: Its configuration or an override cannot be used.
+    """
+    folder = resolve_folder(name_or_folder)
+    config = BackboneConfig.from_folder(folder)
+    own = config.defaults.get("recipe", {})
+    name = str(folder.resolve()) if Path(name_or_folder).expanduser().is_dir() else name_or_folder
+    return Backbone(
+        name=name,
+        fingerprint=fingerprint(folder, config=config),
+        recipe=TrainingRecipe.from_json(own).with_overrides(overrides),
+    )
+
+
+def submit_concepts(url: str, *, queue: JobQueue, backbone: Backbone, only: Sequence[str] = ()) -> list[JobRecord]:
+    """Write one job record for every concept at a place. Safe to repeat: committed jobs stay, failed ones are queued again.
+
+    A concept whose data cannot be used gets a record that is failed from the start, with the reason.
+
+    Args:
+        url: Where the concepts lie.
+        queue: Where the records go.
+        backbone: What the concepts are learned on, and how.
+        only: Names of the concepts wanted; empty for all.
+
+    Returns:
+        The records, by name.
+
+    Raises:
+        ConceptError: Nothing at `url` looks like a concept.
+        ConfigError: `only` names a concept that is not there.
+    """
+    found = dict(load_concepts(url))
+    if missing := sorted(set(only) - set(found)):
+        raise ConfigError(f"no concept named {', '.join(missing)} at {url}; there are: {', '.join(sorted(found))}")
+    return [
+        _submit(name, spec, url=url, queue=queue, backbone=backbone)
+        for name, spec in found.items()
+        if not only or name in only
+    ]
+
+
+def _submit(name: str, spec: ConceptSpec | ConceptError, *, url: str, queue: JobQueue, backbone: Backbone) -> JobRecord:
+    # What cannot be read has no digest; its problems stand in, so that mended data are another job.
+    digest = spec.digest() if isinstance(spec, ConceptSpec) else f"unusable {name}: {spec}"
+    record = queue.submit(
+        name=name,
+        concept_url=url,
+        identity=JobIdentity(
+            spec_digest=digest, recipe_digest=backbone.recipe.digest(), backbone_fingerprint=backbone.fingerprint
+        ),
+        num_steps=backbone.recipe.steps,
+        error=None if isinstance(spec, ConceptSpec) else str(spec),
+    )
+    if record.state is JobState.FAILED and isinstance(spec, ConceptSpec):
+        return queue.retry(record.job_id)
+    return record

@@ -1,0 +1,191 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.clock import ManualClock
+from omnifarm.concept.repository import ConceptRepository
+from omnifarm.errors import ConfigError
+from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
+from omnifarm.farm.worker import CHECKPOINTS, Worker, WorkerSettings
+from omnifarm.store.memory import MemoryStore
+from omnifarm.training.workbench import Workbench
+from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE, write_concepts
+
+MakeWorker = Callable[..., Worker]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_concepts(tmp_path_factory.mktemp("concepts"), ["ada", "bob", "eve"], bad="eve")
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def queue(store: MemoryStore, clock: ManualClock) -> JobQueue:
+    return JobQueue(store, clock=clock)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return inspect_backbone(str(CHECKPOINT), overrides=RECIPE)
+
+
+@pytest.fixture(scope="module")
+def loaded(backbone: Backbone) -> LoadedBackbone:
+    return load_backbone(backbone.name)
+
+
+@pytest.fixture
+def jobs(folder: Path, queue: JobQueue, backbone: Backbone) -> list[JobRecord]:
+    return submit_concepts(str(folder), queue=queue, backbone=backbone)
+
+
+@pytest.fixture
+def make_worker(
+    store: MemoryStore, clock: ManualClock, backbone: Backbone, loaded: LoadedBackbone, jobs: list[JobRecord]
+) -> MakeWorker:
+    def make(name: str, **settings: float) -> Worker:
+        return Worker(
+            name,
+            store=store,
+            workbench=Workbench(loaded, clock=clock),
+            recipe=backbone.recipe,
+            job_ids=[job.job_id for job in jobs],
+            settings=WorkerSettings(**{"lanes": 2, **settings}),  # type: ignore[arg-type]
+            clock=clock,
+        )
+
+    return make
+
+
+def soft_tokens(store: MemoryStore, backbone: Backbone, name: str) -> torch.Tensor:
+    return ConceptRepository(store).load(name, fingerprint=backbone.fingerprint)[1].table()
+
+
+def by_name(queue: JobQueue) -> dict[str, JobRecord]:
+    return {record.name: record for record in queue.list()}
+
+
+def test_good_concepts_are_committed_and_the_bad_one_fails_alone_with_its_reason(
+    make_worker: MakeWorker, store: MemoryStore, queue: JobQueue, backbone: Backbone
+) -> None:
+    make_worker("w").run()
+    records = by_name(queue)
+    assert {name: record.state for name, record in records.items()} == {
+        "ada": JobState.COMMITTED,
+        "bob": JobState.COMMITTED,
+        "eve": JobState.FAILED,
+    }
+    assert "0.png" in (records["eve"].error or "")
+    manifest, tokens = ConceptRepository(store).load("ada", fingerprint=backbone.fingerprint)
+    assert manifest.version == records["ada"].job_id
+    assert manifest.recipe == backbone.recipe.to_json()
+    assert manifest.losses["step"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert torch.count_nonzero(tokens.table()) > 0
+    assert list(store.list(CHECKPOINTS)) == []
+
+
+def test_submitting_again_is_the_same_job(
+    make_worker: MakeWorker, folder: Path, queue: JobQueue, backbone: Backbone
+) -> None:
+    make_worker("w").run()
+    before = queue.list()
+    assert submit_concepts(str(folder), queue=queue, backbone=backbone) == before
+
+
+def test_another_recipe_is_another_job(folder: Path, jobs: list[JobRecord], queue: JobQueue) -> None:
+    other = inspect_backbone(str(CHECKPOINT), overrides={**RECIPE, "seed": 1})
+    again = submit_concepts(str(folder), queue=queue, backbone=other, only=["ada"])
+    assert {record.job_id for record in again}.isdisjoint(record.job_id for record in jobs)
+
+
+def test_a_name_that_is_not_there_is_refused(folder: Path, queue: JobQueue, backbone: Backbone) -> None:
+    with pytest.raises(ConfigError, match="no concept named zoe"):
+        submit_concepts(str(folder), queue=queue, backbone=backbone, only=["zoe"])
+
+
+def test_a_dead_workers_concepts_go_on_from_their_checkpoints_to_the_same_result(
+    make_worker: MakeWorker,
+    store: MemoryStore,
+    queue: JobQueue,
+    backbone: Backbone,
+    clock: ManualClock,
+    folder: Path,
+) -> None:
+    make_worker("whole").run()
+    expected = {name: soft_tokens(store, backbone, name) for name in ("ada", "bob")}
+    for key in [*store.list("jobs/"), *store.list("artifacts/")]:
+        store.delete(key)
+
+    submit_concepts(str(folder), queue=queue, backbone=backbone)
+    dead = make_worker("dead", checkpoint_s=0.001, heartbeat_s=0.001, lease_s=10)
+    dead._lease()
+    for _ in range(3):
+        clock.advance_s(0.01)
+        dead.step()
+    assert len(list(store.list(CHECKPOINTS))) == 2
+    assert by_name(queue)["ada"].step == 3
+
+    clock.advance_s(11)
+    make_worker("heir").run()
+    for name, tokens in expected.items():
+        assert torch.equal(soft_tokens(store, backbone, name), tokens)
+        assert by_name(queue)[name].attempts == 2
+
+
+def test_a_worker_that_lost_its_leases_commits_nothing(
+    make_worker: MakeWorker, store: MemoryStore, queue: JobQueue, clock: ManualClock
+) -> None:
+    slow = make_worker("slow", lease_s=10, heartbeat_s=1000 / 300)
+    slow._lease()
+    for _ in range(5):
+        slow.step()
+    clock.advance_s(11)
+    taken = queue.lease_next("other", ttl_s=1000, max=2)
+    assert len(taken) == 2
+    slow.step()
+    assert slow._held == {}
+    assert list(store.list("artifacts/")) == []
+    assert {record.lease.worker for record in taken if record.lease} == {"other"}
+
+
+def test_a_lane_that_diverges_fails_with_its_reason(
+    make_worker: MakeWorker, queue: JobQueue, store: MemoryStore
+) -> None:
+    worker = make_worker("w")
+    worker._lease()
+    with torch.no_grad():
+        worker._held["ada"].lane.soft.fill_(float("nan"))
+    worker.run()
+    records = by_name(queue)
+    assert records["ada"].state is JobState.FAILED
+    assert "nan" in (records["ada"].error or "")
+    assert records["bob"].state is JobState.COMMITTED
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    make_worker: MakeWorker, queue: JobQueue, store: MemoryStore, jobs: list[JobRecord]
+) -> None:
+    for job in jobs:
+        store.put(f"{CHECKPOINTS}{job.job_id}.safetensors", b"torn")
+    make_worker("w").run()
+    assert by_name(queue)["ada"].state is JobState.COMMITTED
+
+
+def test_heartbeats_must_fit_the_lease() -> None:
+    with pytest.raises(ConfigError, match="heartbeat_s"):
+        WorkerSettings(lease_s=10, heartbeat_s=9)
