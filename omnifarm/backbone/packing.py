@@ -257,6 +257,7 @@ class _Layout:
 
     def finish_latent(self) -> PackedLatents:
         side, width = self.config.max_latent_size, self.config.latent_dim
+        interpolate = self.config.interpolate_pos
         counts = torch.tensor([segment.latents.shape[0] for segment in self.latent], dtype=torch.long)
         logits, times, mix = [], [], []
         for segment in self.latent:
@@ -271,7 +272,7 @@ class _Layout:
         image = torch.repeat_interleave(torch.arange(len(self.latent)), counts)
         return PackedLatents(
             index=_long(self.latent_index),
-            position_ids=_cat([grid_position_ids(segment.grid, side=side) for segment in self.latent]),
+            position_ids=_cat([grid_position_ids(s.grid, side=side, interpolate=interpolate) for s in self.latent]),
             clean=clean,
             noise=torch.cat(noises) if noises else clean,
             mix=torch.tensor(mix, dtype=clean.dtype)[image][:, None].to(clean.device),

@@ -55,7 +55,7 @@ def verify(
         for name, group in report.groups.items():
             verdict = "[green]pass[/]" if group.passed else "[bold red]FAIL[/]"
             results.print(
-                f"{verdict}  {escape(name):<18} {group.num_tensors:>4} compared   worst {group.worst_ratio:.3g} of tolerance"
+                f"{verdict}  {escape(name):<18} {group.num_tensors:>3} tensors {group.num_facts:>3} facts   worst {group.worst_ratio:.3g} of tolerance"
             )
             for line in group.failures:
                 results.print(f"      {escape(line)}")
