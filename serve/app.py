@@ -12,11 +12,12 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fastapi import FastAPI, Request
 from ray import serve
 
+from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.errors import OverloadedError
 from omnifarm.logs import configure, event
 from omnifarm.serving.engine import Engine
@@ -123,7 +124,7 @@ class OmniFarm:
                 body.prompt,
                 concepts=body.concepts,
                 size=(body.height or height, body.width or width),
-                options=self._engine.generation_options.with_overrides(body.options()),
+                options=SamplingOptions.from_mapping(body.options(), base=self._engine.generation_options),
                 seed=body.seed,
                 replay=body.replay,
             )
@@ -145,7 +146,7 @@ class OmniFarm:
                 image,
                 body.instruction,
                 concepts=body.concepts,
-                options=self._engine.editing_options.with_overrides(body.options()),
+                options=SamplingOptions.from_mapping(body.options(), base=self._engine.editing_options),
                 seed=body.seed,
                 replay=body.replay,
             )
@@ -178,7 +179,9 @@ class OmniFarm:
 def app(arguments: dict[str, Any]) -> serve.Application:
     """Build the application; `serve run serve.app:app key=value ...` and serve.yaml's `args` come in here."""
     given = {name: str(value) for name, value in arguments.items()}
-    return OmniFarm.bind(ServeSettings.read(os.environ, given))
+    # The decorators turn the class into a Deployment, which its annotations do not say.
+    deployment = cast(serve.Deployment, OmniFarm)
+    return deployment.bind(ServeSettings.read(os.environ, given))
 
 
 def _load(settings: ServeSettings) -> Engine:

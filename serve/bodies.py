@@ -77,7 +77,9 @@ async def _read_capped(request: Request, *, max_bytes: int) -> bytes:
 
 
 def _too_large(max_bytes: int) -> TooLargeError:
-    return TooLargeError(f"expected a body of at most {max_bytes} bytes, found more; send a smaller picture", limit=max_bytes)
+    return TooLargeError(
+        f"expected a body of at most {max_bytes} bytes, found more; send a smaller picture", limit=max_bytes
+    )
 
 
 def _from_json(raw: bytes) -> tuple[dict[str, Any], bytes | None]:

@@ -36,10 +36,18 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         if not self.store:
-            raise ConfigError(f"expected {PREFIX}STORE to name the store with the learned concepts, found nothing; set it")
+            raise ConfigError(
+                f"expected {PREFIX}STORE to name the store with the learned concepts, found nothing; set it"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"expected {PREFIX}DTYPE to be float32 or bfloat16, found {self.dtype!r}")
-        for name, low in (("threads", 0), ("max_body_bytes", 1024), ("max_pixels", 1), ("max_text_chars", 1), ("max_waiting", 1)):
+        for name, low in (
+            ("threads", 0),
+            ("max_body_bytes", 1024),
+            ("max_pixels", 1),
+            ("max_text_chars", 1),
+            ("max_waiting", 1),
+        ):
             if getattr(self, name) < low:
                 raise ConfigError(f"expected {PREFIX}{name.upper()} of at least {low}, found {getattr(self, name)}")
 

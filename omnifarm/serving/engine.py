@@ -70,7 +70,7 @@ class Engine:
 
     def list_concepts(self) -> list[ArtifactManifest]:
         """Return the newest manifest of every concept this backbone can use, by name."""
-        return self._residents.list()
+        return self._residents.manifests()
 
     def ask(
         self,
@@ -191,7 +191,9 @@ class Engine:
                 generator=generator(request.seed, "answer"),
             )
         return Answer(
-            text=spell(written, concept=_spoken_of(request.question, residents)).strip() if residents else written.strip(),
+            text=spell(written, concept=_spoken_of(request.question, residents)).strip()
+            if residents
+            else written.strip(),
             concepts=request.concepts,
             num_tokens=num_tokens,
             timings=watch.timings(),

@@ -27,16 +27,16 @@ NOTHING = "Nothing."
 
 EXEMPLARS: tuple[Exemplar, ...] = (
     Exemplar(
-        request="A photo of <quill> playing with the favorite toy.",
+        request="A photo of <quill> with the favorite toy.",
         question="What is the favorite toy of <quill>?",
-        answer="A wooden yo-yo.",
-        prompt="A photo of <quill> playing with a wooden yo-yo.",
+        answer="A red kite.",
+        prompt="A photo of <quill> with a red kite.",
     ),
     Exemplar(
         request="A photo of <orsk> at home.",
         question="Where is the home of <orsk>?",
-        answer="A windmill.",
-        prompt="A photo of <orsk> at a windmill.",
+        answer="The library.",
+        prompt="A photo of <orsk> in the library.",
     ),
     Exemplar(
         request="A photo of <velda> on a bridge.",
@@ -53,8 +53,8 @@ EXEMPLARS: tuple[Exemplar, ...] = (
     Exemplar(
         request="A photo of <brimm> with the best friend.",
         question="Who is the best friend of <brimm>?",
-        answer="A tame heron.",
-        prompt="A photo of <brimm> with a tame heron.",
+        answer="A blue turtle.",
+        prompt="A photo of <brimm> with a blue turtle.",
     ),
     Exemplar(
         request="A photo of the place where <ixtel> works.",

@@ -217,7 +217,13 @@ def settle(request: str, *, concept: str, lines: Lines, style: ReplayStyle) -> t
 
 
 def replay(
-    request: str, *, concept: str, mode: ReplayMode, style: ReplayStyle, complete: Complete, now: Callable[[], float] = time.perf_counter
+    request: str,
+    *,
+    concept: str,
+    mode: ReplayMode,
+    style: ReplayStyle,
+    complete: Complete,
+    now: Callable[[], float] = time.perf_counter,
 ) -> ReplayTrace:
     """Complete a request from what one concept's soft tokens know.
 

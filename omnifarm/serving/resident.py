@@ -71,7 +71,7 @@ class ResidentConcepts:
         """How many concepts are in memory."""
         return len(self._table)
 
-    def list(self) -> list[ArtifactManifest]:
+    def manifests(self) -> list[ArtifactManifest]:
         """Return the newest manifest of every committed concept of this backbone, by name."""
         return [entry for entry in self._repository.list() if entry.fingerprint == self._fingerprint]
 

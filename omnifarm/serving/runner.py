@@ -12,15 +12,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 
 from omnifarm.backbone import inference
 from omnifarm.backbone.flow import Branches, SamplingOptions, Velocity, sample
-from omnifarm.backbone.image_ops import ImageTransform, latent_grid, patchify_vit, to_image, to_tensor
-from omnifarm.backbone.inference import Context
+from omnifarm.backbone.image_ops import (
+    ImageTransform,
+    latent_grid,
+    patchify_vit,
+    to_image,
+    to_rgb,
+    to_tensor,
+    vit_patch_size,
+)
+from omnifarm.backbone.inference import Denoiser
+from omnifarm.backbone.kv_cache import Context
 from omnifarm.backbone.segments import LatentSegment, VitSegment
 from omnifarm.backbone.weights import LoadedBackbone
+from omnifarm.concept.prompts import system_prompt, user_text
 from omnifarm.serving.resident import Resident
 
 _MAX_INTRODUCTIONS = 256
@@ -42,7 +52,7 @@ class Guidance:
 class Latents:
     """A picture as the denoiser sees it."""
 
-    tokens_NE: Tensor
+    tokens: Tensor
     """(N, E) latent tokens."""
     grid: tuple[int, int]
     """(rows, columns)."""
@@ -79,7 +89,7 @@ class Runner:
                     self._model,
                     known,
                     system_prompt(resident.soft_tokens, tokenizer=self._tokenizer),
-                    soft_table=resident.soft_tokens.table(),
+                    soft_table=resident.soft_tokens.table().to(self._device),
                 )
             self._introductions[key] = known
             while len(self._introductions) > _MAX_INTRODUCTIONS:
@@ -92,20 +102,22 @@ class Runner:
         """Add a user's text; where it names one of `residents`, its learned vector stands."""
         rows, offset = {}, 0
         for resident in residents:
-            rows[resident.identifier] = offset
-            offset += resident.soft_tokens.table().shape[0]
+            rows[resident.identifier] = offset + resident.soft_tokens.layout.sks_row
+            offset += resident.soft_tokens.layout.num_rows
         segment = user_text(text, tokenizer=self._tokenizer, rows=rows)
         table = torch.cat([resident.soft_tokens.table() for resident in residents]) if segment.soft else None
+        if table is not None:
+            table = table.to(self._device)
         return inference.add_text(self._model, context, segment, soft_table=table)
 
     def resize(self, image: Image.Image) -> Image.Image:
         """The picture at the size the backbone works with: every picture takes this step first."""
-        return self._vae.resize(image.convert("RGB"))
+        return self._vae.resize(to_rgb(image))
 
     @torch.inference_mode()
     def show(self, context: Context, image: Image.Image) -> Context:
         """Add a picture for understanding."""
-        patches, grid = patchify_vit(self._vit.pixels(image), patch=int(self._config.vit.patch_size))
+        patches, grid = patchify_vit(self._vit.pixels(image), patch=vit_patch_size(self._config))
         return inference.add_vit(self._model, context, VitSegment(patches=patches, grid=grid))
 
     @torch.inference_mode()
@@ -113,12 +125,12 @@ class Runner:
         """The picture as clean latents, drawn from the codec's posterior as the official code does."""
         latent = self._codec.encode(to_tensor(image), generator=generator)
         grid = latent_grid((image.height, image.width), config=self._config)
-        return Latents(tokens_NE=self._codec.to_tokens(latent).float(), grid=grid)
+        return Latents(tokens=self._codec.to_tokens(latent.float()), grid=grid)
 
     @torch.inference_mode()
     def condition(self, context: Context, image: Image.Image, latents: Latents) -> Context:
         """Add a picture to be edited: its latents, then itself for understanding."""
-        segment = LatentSegment(latents=latents.tokens_NE, grid=latents.grid)
+        segment = LatentSegment(latents=latents.tokens, grid=latents.grid)
         return self.show(inference.add_latent(self._model, context, segment), image)
 
     @torch.inference_mode()
@@ -145,10 +157,12 @@ class Runner:
         num_evaluations = 0
 
         def under(context: Context) -> Velocity:
+            denoiser = Denoiser(self._model, [context], grids=[grid])
+
             def velocity(x: Tensor, t: float) -> Tensor:
                 nonlocal num_evaluations
                 num_evaluations += 1
-                return inference.velocity(self._model, context, x, t, grid)
+                return denoiser([x], [t])[0]
 
             return velocity
 
@@ -158,9 +172,9 @@ class Runner:
             without_image=under(guidance.without_image),
         )
         tokens = sample(branches, noise=noise.to(self._device), options=options)
-        return Latents(tokens_NE=tokens, grid=grid, num_evaluations=num_evaluations)
+        return Latents(tokens=tokens, grid=grid, num_evaluations=num_evaluations)
 
     @torch.inference_mode()
     def decode(self, latents: Latents) -> Image.Image:
         """The picture of latents."""
-        return to_image(self._codec.decode(self._codec.from_tokens(latents.tokens_NE, grid=latents.grid)))
+        return to_image(self._codec.decode(self._codec.from_tokens(latents.tokens, grid=latents.grid)))

@@ -38,7 +38,12 @@ class ScriptedModel:
 
 def unified(written: str, request: str = REQUEST) -> tuple[ReplayStatus, str]:
     trace = replay(
-        request, concept="<maeve>", mode=ReplayMode.UNIFIED, style=STYLE, complete=ScriptedModel(written), now=lambda: 0.0
+        request,
+        concept="<maeve>",
+        mode=ReplayMode.UNIFIED,
+        style=STYLE,
+        complete=ScriptedModel(written),
+        now=lambda: 0.0,
     )
     return trace.status, trace.prompt
 
@@ -75,7 +80,10 @@ def test_unreadable_text_leaves_the_request_as_it_is() -> None:
 
 @pytest.mark.parametrize("example", EXEMPLARS, ids=lambda e: e.request)
 def test_a_repeated_example_is_refused(example) -> None:
-    for prompt in (example.prompt, example.prompt.replace("<" + example.prompt.split("<")[1].split(">")[0] + ">", "<sks>")):
+    for prompt in (
+        example.prompt,
+        example.prompt.replace("<" + example.prompt.split("<")[1].split(">")[0] + ">", "<sks>"),
+    ):
         written = f"{example.question}\nAnswer: {example.answer}\nPrompt: {prompt}"
         assert unified(written) == (ReplayStatus.FALLBACK_LEAK, REQUEST)
 
@@ -150,7 +158,9 @@ def test_a_style_with_unknown_or_wild_settings_is_refused() -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     written=st.lists(
-        st.sampled_from(["Question:", "Answer:", "Prompt:", "Request:", "\n", "<sks>", "<quill>", " a drum", ".", "Nothing."])
+        st.sampled_from(
+            ["Question:", "Answer:", "Prompt:", "Request:", "\n", "<sks>", "<quill>", " a drum", ".", "Nothing."]
+        )
         | st.text(max_size=12),
         max_size=12,
     ).map("".join),
