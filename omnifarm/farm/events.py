@@ -52,4 +52,4 @@ class StoreEvents:
         try:
             self._store.put(key, line.encode(), if_none_match=True)
         except StoreError as error:
-            event(_logger, "event_not_stored", level=logging.WARNING, name=name, error=str(error))
+            event(_logger, "event_not_stored", level=logging.WARNING, lost=name, error=str(error))

@@ -13,10 +13,12 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import boto3
 import botocore.exceptions
+import botocore.loaders
+import botocore.session
 from botocore.config import Config
 
 from omnifarm.clock import Clock, SystemClock
@@ -31,9 +33,6 @@ from omnifarm.store.base import (
     has_changed,
     not_found,
 )
-
-if TYPE_CHECKING:
-    from types_boto3_s3.client import S3Client
 
 _DIGEST = "omnifarm-sha256"
 _MARK = "omnifarm-write"
@@ -56,6 +55,9 @@ _ADVICE = {
     "PermanentRedirect": "the bucket lies in another region: set AWS_REGION",
     "AuthorizationHeaderMalformed": "the bucket lies in another region: set AWS_REGION",
 }
+
+# Parsing the service descriptions takes most of a second; once a process is enough.
+_LOADER = botocore.loaders.create_loader()
 
 _Answer = TypeVar("_Answer")
 
@@ -116,7 +118,7 @@ class S3Store:
                 Metadata={_DIGEST: hashlib.sha256(data).hexdigest(), _MARK: mark},
                 **wish,
             )
-            return answer["ETag"]
+            return str(answer["ETag"])
 
         try:
             return self._try(write, key)
@@ -188,7 +190,7 @@ class S3Store:
             answer = self._try(lambda: self._client.head_object(Bucket=self._bucket, Key=self._prefix + key), key)
         except NotFoundError:
             return None
-        return answer["ETag"] if answer["Metadata"].get(_MARK) == mark else None
+        return str(answer["ETag"]) if answer["Metadata"].get(_MARK) == mark else None
 
     def _try(self, call: Callable[[], _Answer], key: str) -> _Answer:
         """Run `call`, again after a pause with jitter while the store is busy; translate what stays wrong."""
@@ -253,7 +255,7 @@ def _without_secrets(error: Exception) -> Exception | None:
     return error if isinstance(error, botocore.exceptions.ClientError) else None
 
 
-def _make_client() -> "S3Client":
+def _make_client() -> Any:
     config = Config(
         # Retries are ours: boto3's would hide that a conditional write was sent twice.
         retries={"total_max_attempts": 1, "mode": "standard"},
@@ -266,7 +268,9 @@ def _make_client() -> "S3Client":
         response_checksum_validation="when_required",
     )
     try:
-        session = boto3.session.Session()
+        core = botocore.session.get_session()
+        core.register_component("data_loader", _LOADER)
+        session = boto3.session.Session(botocore_session=core)
         return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
     except (botocore.exceptions.BotoCoreError, ValueError) as error:
         raise ConfigError(f"the AWS settings cannot be used ({type(error).__name__}): check AWS_* and ~/.aws") from None
