@@ -1,0 +1,45 @@
+"""The command line as a person or a script meets it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def omnifarm(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "omnifarm.cli.main", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("noun", ["backbone", "concept", "demo", "farm", "miniature"])
+def test_every_noun_explains_its_verbs(noun: str) -> None:
+    done = omnifarm(noun, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+def test_a_users_mistake_is_one_message_on_standard_error_without_a_traceback(tmp_path: Path) -> None:
+    done = omnifarm("backbone", "info", str(tmp_path / "nowhere"), "--json")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_json_output_is_one_document_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "maeve").mkdir()
+    done = omnifarm("concept", "validate", str(tmp_path / "maeve"), "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert document["ok"] is False
+    assert document["problems"][0].keys() >= {"where", "what", "consumer", "fix", "severity"}
+
+
+def test_a_store_without_jobs_or_concepts_lists_nothing(tmp_path: Path) -> None:
+    for command in (("concept", "list"), ("farm", "status")):
+        done = omnifarm(*command, "--store", str(tmp_path), "--json")
+        assert (done.returncode, json.loads(done.stdout)) == (0, []), done.stderr
