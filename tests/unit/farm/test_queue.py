@@ -1,0 +1,284 @@
+from typing import Any
+
+import pytest
+
+from omnifarm.clock import ManualClock
+from omnifarm.errors import FarmError, NotFoundError, StoreError
+from omnifarm.farm.events import StoreEvents
+from omnifarm.farm.job import JobIdentity, JobRecord, JobState, LeaseLostError
+from omnifarm.farm.policy import RetryPolicy
+from omnifarm.farm.queue import JobQueue
+from omnifarm.store.memory import MemoryStore
+
+TTL_S = 60.0
+
+
+class FlakyStore(MemoryStore):
+    """Loses the answers of the next writes, which happened all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost_answers = 0
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        etag = super().put(key, data, if_none_match=if_none_match, if_match=if_match)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise StoreError("the answer was lost")
+        return etag
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def emit(self, name: str, **fields: Any) -> None:
+        self.names.append(name)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def store() -> FlakyStore:
+    return FlakyStore()
+
+
+@pytest.fixture
+def queue(store: FlakyStore, clock: ManualClock) -> JobQueue:
+    return JobQueue(store, clock=clock, policy=RetryPolicy(max_attempts=3, first_delay_s=10, max_delay_s=100))
+
+
+def submit(queue: JobQueue, name: str = "maeve", **more: Any) -> JobRecord:
+    identity = JobIdentity(spec_digest=name, recipe_digest="r", backbone_fingerprint="b")
+    return queue.submit(name=name, concept_url="folder", identity=identity, num_steps=10, **more)
+
+
+def lease(queue: JobQueue, worker: str = "w1") -> JobRecord:
+    (record,) = queue.lease_next(worker, ttl_s=TTL_S)
+    return record
+
+
+def test_the_way_of_a_job(queue: JobQueue, clock: ManualClock) -> None:
+    assert submit(queue).state is JobState.QUEUED
+    held = lease(queue)
+    assert (held.state, held.attempts) == (JobState.LEASED, 1)
+    held = queue.heartbeat(held, step=4, ttl_s=TTL_S)
+    assert (held.state, held.step) == (JobState.RUNNING, 4)
+    done = queue.complete(held, artifact="artifacts/maeve/1/")
+    assert done == queue.get(held.job_id)
+    assert (done.state, done.step, done.artifact) == (JobState.COMMITTED, 10, "artifacts/maeve/1/")
+
+
+def test_the_same_identity_twice_is_one_job(queue: JobQueue) -> None:
+    first = submit(queue)
+    lease(queue)
+    again = submit(queue)
+    assert (again.job_id, again.state) == (first.job_id, JobState.LEASED)
+    assert len(queue.list()) == 1
+
+
+def test_a_committed_job_is_not_leased_again(queue: JobQueue, store: FlakyStore, clock: ManualClock) -> None:
+    submit(queue)
+    queue.complete(lease(queue), artifact="a")
+    clock.advance_s(1e6)
+    submit(queue)
+    assert queue.lease_next("w2", ttl_s=TTL_S) == []
+    assert JobQueue(store, clock=clock).lease_next("w2", ttl_s=TTL_S) == []
+
+
+def test_bad_data_at_submission_is_a_failed_record(queue: JobQueue) -> None:
+    submit(queue, error="photo 3 is not an image")
+    assert queue.lease_next("w1", ttl_s=TTL_S) == []
+    (record,) = queue.list()
+    assert (record.state, record.error) == (JobState.FAILED, "photo 3 is not an image")
+
+
+def test_a_live_lease_keeps_others_away(queue: JobQueue, clock: ManualClock) -> None:
+    submit(queue)
+    held = lease(queue)
+    for _ in range(5):
+        clock.advance_s(TTL_S - 1)
+        assert queue.lease_next("w2", ttl_s=TTL_S) == []
+        held = queue.heartbeat(held, step=1, ttl_s=TTL_S)
+
+
+def test_an_expired_lease_is_taken_over_and_the_late_worker_told(queue: JobQueue, clock: ManualClock) -> None:
+    submit(queue)
+    late = queue.heartbeat(lease(queue, "w1"), step=7, ttl_s=TTL_S)
+    clock.advance_s(TTL_S)
+    new = lease(queue, "w2")
+    assert (new.attempts, new.step) == (2, 7)
+    for use in (
+        lambda: queue.heartbeat(late, step=8, ttl_s=TTL_S),
+        lambda: queue.release(late),
+        lambda: queue.complete(late, artifact="late"),
+        lambda: queue.fail(late, reason="late", retryable=False),
+    ):
+        with pytest.raises(LeaseLostError, match="held by w2"):
+            use()
+    assert queue.get(new.job_id) == new
+
+
+def test_the_same_worker_after_a_restart_holds_another_lease(queue: JobQueue, clock: ManualClock) -> None:
+    submit(queue)
+    old = lease(queue, "w1")
+    clock.advance_s(TTL_S)
+    lease(queue, "w1")
+    with pytest.raises(LeaseLostError):
+        queue.heartbeat(old, step=1, ttl_s=TTL_S)
+
+
+def test_a_late_worker_may_go_on_while_nobody_took_over(queue: JobQueue, clock: ManualClock) -> None:
+    submit(queue)
+    held = lease(queue)
+    clock.advance_s(10 * TTL_S)
+    held = queue.heartbeat(held, step=2, ttl_s=TTL_S)
+    assert queue.lease_next("w2", ttl_s=TTL_S) == []
+    queue.complete(held, artifact="a")
+
+
+def test_a_late_commit_changes_nothing(queue: JobQueue, clock: ManualClock) -> None:
+    submit(queue)
+    late = lease(queue, "w1")
+    clock.advance_s(TTL_S)
+    queue.complete(lease(queue, "w2"), artifact="theirs")
+    with pytest.raises(LeaseLostError, match="now committed"):
+        queue.complete(late, artifact="mine")
+    assert queue.get(late.job_id).artifact == "theirs"
+
+
+def test_a_released_job_is_leased_at_once_and_the_attempt_forgotten(queue: JobQueue) -> None:
+    submit(queue)
+    for _ in range(10):
+        queue.release(lease(queue))
+    assert queue.list()[0].attempts == 0
+
+
+def test_a_failed_attempt_rests_and_then_counts(queue: JobQueue, clock: ManualClock) -> None:
+    submit(queue)
+    for attempt in (1, 2):
+        after = queue.fail(lease(queue), reason="out of memory", retryable=True, traceback="tb")
+        assert (after.state, after.attempts, after.error) == (JobState.QUEUED, attempt, "out of memory")
+        assert queue.lease_next("w1", ttl_s=TTL_S) == []
+        clock.advance_s(10 * 2 ** (attempt - 1))
+    last = queue.fail(lease(queue), reason="again", retryable=True, traceback="tb")
+    assert (last.state, last.attempts, last.traceback) == (JobState.FAILED, 3, "tb")
+    clock.advance_s(1e6)
+    assert queue.lease_next("w1", ttl_s=TTL_S) == []
+
+
+def test_what_a_retry_cannot_heal_fails_at_once(queue: JobQueue) -> None:
+    submit(queue)
+    assert queue.fail(lease(queue), reason="no photo", retryable=False).state is JobState.FAILED
+
+
+def test_a_job_that_kills_its_workers_is_given_up(queue: JobQueue, clock: ManualClock) -> None:
+    submit(queue)
+    for _ in range(3):
+        lease(queue)
+        clock.advance_s(TTL_S)
+    assert queue.lease_next("w1", ttl_s=TTL_S) == []
+    (record,) = queue.list()
+    assert record.state is JobState.FAILED
+    assert "given up after 3 attempts" in str(record.error)
+
+
+def test_a_person_may_retry_a_failed_job(queue: JobQueue) -> None:
+    record = submit(queue)
+    assert queue.retry(record.job_id).state is JobState.QUEUED
+    queue.fail(lease(queue), reason="no photo", retryable=False)
+    assert queue.retry(record.job_id).attempts == 0
+    assert lease(queue).error == "no photo"
+
+
+def test_max_and_job_ids_bound_what_is_leased(queue: JobQueue) -> None:
+    ids = [submit(queue, f"c{number}").job_id for number in range(6)]
+    assert {r.job_id for r in queue.lease_next("w1", ttl_s=TTL_S, max=2, job_ids=ids[:3])} < set(ids[:3])
+    assert len(queue.lease_next("w1", ttl_s=TTL_S, max=99)) == 4
+    assert queue.lease_next("w1", ttl_s=TTL_S, max=0) == []
+    assert queue.lease_next("w1", ttl_s=TTL_S, job_ids=["unknown"]) == []
+
+
+def test_the_summary_counts_states_and_steps(queue: JobQueue) -> None:
+    for name in ("a", "b", "c", "d"):
+        submit(queue, name)
+    first, second, third = queue.lease_next("w1", ttl_s=TTL_S, max=3)
+    queue.complete(first, artifact="x")
+    queue.heartbeat(second, step=4, ttl_s=TTL_S)
+    queue.fail(third, reason="bad", retryable=False)
+    summary = queue.summary()
+    assert {state.value: n for state, n in summary.counts.items()} == {
+        "queued": 1,
+        "leased": 0,
+        "running": 1,
+        "committed": 1,
+        "failed": 1,
+    }
+    assert (summary.total, summary.steps_done, summary.steps_total, summary.is_finished) == (4, 14, 30, False)
+    assert queue.summary([first.job_id, third.job_id]).is_finished
+    assert [record.name for record in queue.list()] == ["a", "b", "c", "d"]
+
+
+def test_a_write_whose_answer_was_lost_may_be_repeated(queue: JobQueue, store: FlakyStore) -> None:
+    store.lost_answers = 1
+    with pytest.raises(StoreError):
+        submit(queue)
+    submit(queue)
+    held = lease(queue)
+    for use in (
+        lambda: queue.heartbeat(held, step=3, ttl_s=TTL_S),
+        lambda: queue.complete(held, artifact="a"),
+    ):
+        store.lost_answers = 1
+        with pytest.raises(StoreError):
+            use()
+        record = use()
+    assert (record.state, record.artifact) == (JobState.COMMITTED, "a")
+
+
+def test_an_unknown_job_is_not_found(queue: JobQueue) -> None:
+    with pytest.raises(NotFoundError):
+        queue.get("0" * 32)
+
+
+def test_a_record_nobody_leased_cannot_be_worked_on(queue: JobQueue) -> None:
+    with pytest.raises(FarmError, match="only a leased record"):
+        queue.heartbeat(submit(queue), step=1, ttl_s=TTL_S)
+
+
+def test_a_lease_without_duration_is_refused(queue: JobQueue) -> None:
+    with pytest.raises(FarmError, match="longer than 0 s"):
+        queue.lease_next("w", ttl_s=0)
+
+
+def test_every_move_is_one_event(store: FlakyStore, clock: ManualClock) -> None:
+    events = Recorder()
+    queue = JobQueue(store, clock=clock, events=events)
+    submit(queue)
+    submit(queue)
+    queue.release(lease(queue))
+    lease(queue)
+    clock.advance_s(TTL_S)
+    queue.complete(lease(queue), artifact="a")
+    assert events.names == [
+        "job_submitted",
+        "job_leased",
+        "job_released",
+        "job_leased",
+        "lease_taken_over",
+        "job_committed",
+    ]
+
+
+def test_events_in_the_store_are_lines_in_order_and_never_stop_a_job(store: FlakyStore, clock: ManualClock) -> None:
+    queue = JobQueue(store, clock=clock, events=StoreEvents(store, clock=clock))
+    submit(queue)
+    clock.advance_s(1)
+    lease(queue)
+    lines = [store.get(key).data.decode() for key in store.list("events/")]
+    assert ["job_submitted" in lines[0], "job_leased" in lines[1], len(lines)] == [True, True, 2]
+    store.lost_answers = 1
+    StoreEvents(store, clock=clock).emit("anything")
