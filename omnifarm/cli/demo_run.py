@@ -163,13 +163,7 @@ def _use(url: str, *, source: Path, store: Path, out: Path) -> list[dict[str, An
     for name, problem in loaded:
         if isinstance(problem, ConceptError):
             people.print(f"[yellow]{name} was not learned:[/] {problem}")
-    photos = {
-        spec.name: [
-            source / spec.name / image.path if (source / spec.name).is_dir() else source / image.path
-            for image in spec.images
-        ]
-        for spec in specs
-    }
+    photos = {spec.name: [source / image.path for image in spec.images] for spec in specs}
     repository = ConceptRepository(open_store(str(store)))
     plans = [_trials(spec, source=source, photos=photos) for spec in specs]
     client = DemoClient(url, folder=out)
