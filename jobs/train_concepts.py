@@ -150,7 +150,7 @@ def _announce(records: Sequence[JobRecord], *, backbone: str, fingerprint: str, 
         _say(f"{counts[JobState.COMMITTED]} are learned already and stay as they are")
     for record in records:
         if record.state is JobState.FAILED:
-            _say(f"{record.name} cannot be learned: {record.error}")
+            _say(f"skipped: {record.error}")
 
 
 @contextmanager
@@ -168,11 +168,17 @@ def _showing_progress(queue: JobQueue, job_ids: Sequence[str], clock: SystemCloc
 
 
 def _show_lines(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, stop: threading.Event) -> None:
+    said = "starting workers"
+    _say(said)
     while not stop.wait(_LOOK_S):
         try:
-            _say(meter.look(queue.list(job_ids)).line())
+            look = meter.look(queue.list(job_ids))
         except OmniFarmError as error:
             _say(f"no progress to show: {error}")
+            continue
+        if look.steps_done and look.line() != said:
+            said = look.line()
+            _say(said)
 
 
 def _show_bar(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, stop: threading.Event) -> None:
@@ -202,16 +208,18 @@ def _summarise(records: Sequence[JobRecord], *, took_s: float, as_json: bool) ->
     if as_json:
         values = {"took_s": round(took_s, 3), "jobs": [record.to_json() for record in records]}
         typer.echo(jsonlib.dumps(values, ensure_ascii=False))
-    table = Table("concept", "state", "steps", "attempts", "artifact or reason", box=None)
+    table = Table("concept", "state", "steps", "attempts", box=None)
     for record in records:
         table.add_row(
             escape(record.name),
             record.state.value,
             f"{record.step}/{record.num_steps}",
             str(record.attempts),
-            escape(record.artifact or (record.error or "").partition("\n")[0]),
         )
     _people.print(table)
+    for record in records:
+        if record.state is not JobState.COMMITTED and record.error:
+            _say(f"{record.name}: {record.error.partition(chr(10))[0]}")
     learned = sum(record.state is JobState.COMMITTED for record in records)
     _say(f"{learned} of {len(records)} concepts are learned; this run took {duration(took_s)}")
 

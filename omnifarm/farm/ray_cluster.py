@@ -65,11 +65,14 @@ def connect() -> None:
     # Without it Ray binds to the host's public address even when asked for loopback.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's workers politely take the lowest priority; on a shared machine a cell would hardly move.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=True)
     else:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        ray.init(address="local", include_dashboard=False, log_to_driver=True, object_store_memory=200_000_000)
+        # Without a dashboard Ray Train complains once a second that it cannot query it; the records tell what matters.
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
 
 
 def cluster_cpus() -> int:
