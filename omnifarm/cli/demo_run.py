@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def _use(url: str, *, source: Path, store: Path, out: Path) -> list[dict[str, An
                     "photos": [client.keep(path) for path in photos[spec.name]],
                     "steps": manifest.recipe["steps"],
                     "train_s": manifest.train_s,
-                    "losses": manifest.losses,
+                    "losses": _curves(manifest.losses),
                     **outcome,
                 }
             )
@@ -197,6 +197,15 @@ def _trials(spec: ConceptSpec, *, source: Path, photos: dict[str, list[Path]]) -
         return read_trials(folder, name=spec.name)
     strangers = [paths[0] for name, paths in photos.items() if name != spec.name]
     return default_trials(spec, photo=photos[spec.name][0], strangers=strangers)
+
+
+def _curves(losses: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+    """Turn a manifest's columns into one list of [step, loss] for each kind of task that had samples."""
+    names = {"text": "understanding", "image": "generation", "edit": "editing"}
+    return {
+        short: [[step, value] for step, value in zip(losses["step"], losses[column], strict=True) if value is not None]
+        for short, column in names.items()
+    }
 
 
 def _totals(results: list[dict[str, Any]]) -> dict[str, str]:
