@@ -1,5 +1,9 @@
 """Whatever the order of workers, crashes and clock jumps: no job is lost, none is committed twice."""
 
+import contextlib
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from hypothesis import settings
@@ -29,8 +33,14 @@ class RacingStore(MemoryStore):
         super().__init__()
         self.trouble = Trouble()
         self.commits: dict[str, int] = {}
+        self.intruder: Callable[[], None] | None = None
+        self.has_intruded = False
 
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        if self.intruder is not None:
+            intruder, self.intruder = self.intruder, None
+            self.has_intruded = True
+            intruder()
         trouble, self.trouble = self.trouble, Trouble()
         if trouble.before:
             raise StoreError("the store is away")
@@ -104,15 +114,29 @@ class QueueMachine(RuleBasedStateMachine):
     def the_next_write_goes_wrong(self, before: bool) -> None:
         self.store.trouble = Trouble(before=before, after=not before)
 
+    @rule(queue=st.integers(0, 2), commits=st.booleans(), jump_s=st.sampled_from([0.0, 61.0]))
+    def another_worker_acts_between_the_next_read_and_its_write(self, queue: int, commits: bool, jump_s: float) -> None:
+        def act() -> None:
+            self.clock.advance_s(jump_s)
+            with contextlib.suppress(StoreError):
+                for record in self.queues[queue].lease_next("intruder", ttl_s=TTL_S, max=9):
+                    if commits:
+                        self.queues[queue].complete(record, artifact="intruder's")
+
+        self.store.intruder = act
+
     def _use(self, call: object, record: JobRecord | None) -> None:
         assert callable(call)
         owner = None if record is None else self.queues[0].get(record.job_id).lease
+        self.store.has_intruded = False
         try:
             call()
         except LeaseLostError:
             assert record is not None
             assert record.lease is not None
-            assert owner is None or owner.token != record.lease.token, "only the holder may act, and it always may"
+            assert self.store.has_intruded or owner is None or owner.token != record.lease.token, (
+                "only the holder may act, and it always may"
+            )
         except PreconditionError as error:
             raise AssertionError("a lost race is the queue's to handle") from error
         except StoreError:
@@ -136,6 +160,7 @@ class QueueMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """After the storm a single diligent worker finishes everything that has not failed for good."""
         self.store.trouble = Trouble()
+        self.store.intruder = None
         queue = JobQueue(self.store, clock=self.clock, policy=self.policy)
         for _ in range(20):
             self.clock.advance_s(1000)
@@ -146,4 +171,28 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueueInterleavings = QueueMachine.TestCase
-TestQueueInterleavings.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestQueueInterleavings.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+def test_eight_workers_at_once_commit_every_job_exactly_once() -> None:
+    store, clock = RacingStore(), ManualClock()
+    ids = []
+    for number in range(30):
+        identity = JobIdentity(spec_digest=str(number), recipe_digest="r", backbone_fingerprint="b")
+        queue = JobQueue(store, clock=clock)
+        ids.append(queue.submit(name=f"c{number}", concept_url="u", identity=identity, num_steps=1).job_id)
+
+    def work(worker: int) -> int:
+        chance, queue, num_committed = random.Random(worker), JobQueue(store, clock=clock), 0
+        while not queue.summary().is_finished:
+            for record in queue.lease_next(f"w{worker}", ttl_s=TTL_S, max=2):
+                if chance.random() < 0.3:
+                    queue.release(record)
+                    continue
+                queue.complete(queue.heartbeat(record, step=1, ttl_s=TTL_S), artifact=f"by-{worker}")
+                num_committed += 1
+        return num_committed
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(work, range(8))) == 30
+    assert store.commits == {f"jobs/{job_id}.json": 1 for job_id in ids}
