@@ -1,6 +1,5 @@
 """Draws small companions and favourite things, in figure units (see `pen`)."""
 
-from omnifarm.miniature.draw_object import emblem
 from omnifarm.miniature.palette import INK, PAINT, WHITE, shade
 from omnifarm.miniature.pen import Color, Pen, box, oval
 

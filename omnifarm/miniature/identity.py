@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Literal
 
@@ -107,7 +107,7 @@ class Identity:
         return split_of(self)
 
 
-@lru_cache(maxsize=None)
+@cache
 def group_of(noun: str) -> Group:
     """Return the group a class noun belongs to.
 
@@ -120,7 +120,7 @@ def group_of(noun: str) -> Group:
     raise ConfigError(f"expected a class of the drawn world ({', '.join(ALL_NOUNS)}), found {noun!r}", noun=noun)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _positions(group: str) -> Mapping[str, int]:
     return {name: index for index, name in enumerate(ATTRIBUTES[group])}
 

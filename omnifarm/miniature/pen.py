@@ -37,8 +37,12 @@ def box(left: float, top: float, right: float, bottom: float, *, radius: float =
     """Return a rectangle with rounded corners as a polygon."""
     if radius <= 0:
         return [(left, top), (right, top), (right, bottom), (left, bottom)]
-    corners = ((right - radius, bottom - radius), (left + radius, bottom - radius))
-    corners += ((left + radius, top + radius), (right - radius, top + radius))
+    corners: tuple[Point, ...] = (
+        (right - radius, bottom - radius),
+        (left + radius, bottom - radius),
+        (left + radius, top + radius),
+        (right - radius, top + radius),
+    )
     points = []
     for quarter, (x, y) in enumerate(corners):
         for i in range(7):

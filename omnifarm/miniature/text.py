@@ -184,7 +184,7 @@ def caption(scene: Scene, names: Sequence[str], *, rng: random.Random | None = N
     Args:
         scene: What is to be drawn.
         names: What to call each of `scene.subjects`, in that order.
-        rng: When given, the pose is left out now and then.
+        rng: When given, the pose is left out now and then, and rarely the place.
 
     Raises:
         ConfigError: The names do not match the subjects.
@@ -195,7 +195,13 @@ def caption(scene: Scene, names: Sequence[str], *, rng: random.Random | None = N
     parts = [name + (_pose(placed) if full else "") for name, placed in zip(names, scene.subjects, strict=True)]
     who = " and ".join(parts) or "nobody"
     item = "" if scene.item is None else f" with {item_phrase(scene.item)}"
-    return f"{PICTURE_OF[scene.style]} {who}{item} {AT_PLACE[scene.place]}{LIGHT_WORDS[scene.light]}."
+    place = "" if rng is not None and rng.random() < 0.1 else f" {AT_PLACE[scene.place]}"
+    return f"{PICTURE_OF[scene.style]} {who}{item}{place}{LIGHT_WORDS[scene.light]}."
+
+
+def looks_turn(identity: Identity, name: str) -> Turn:
+    """Return the question how somebody looks, answered by the full description."""
+    return Turn(topic="looks", question=f"What does {name} look like?", answer=describe(identity, name))
 
 
 def _pose(placed: Placed) -> str:

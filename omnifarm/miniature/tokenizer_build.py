@@ -14,7 +14,7 @@ from omnifarm.miniature.edits import removal, sample_edit
 from omnifarm.miniature.facts import closed_replay, fact_sentences, fact_turns, replays, sample_facts
 from omnifarm.miniature.identity import sample_identity
 from omnifarm.miniature.scene import sample_scene
-from omnifarm.miniature.text import appearance_turns, caption, describe, mention, recognition_turn, scene_turns
+from omnifarm.miniature.text import appearance_turns, caption, describe, looks_turn, mention, recognition_turn, scene_turns
 
 NUM_NAMES = 32
 NAMES = tuple(f"<n{i}>" for i in range(NUM_NAMES))
@@ -40,6 +40,7 @@ def world_texts(*, seed: int = 0, num_scenes: int = 4000) -> Iterator[str]:
         for index, (placed, name) in enumerate(zip(scene.subjects, names, strict=True)):
             yield describe(placed.identity, name)
             turns = [*appearance_turns(placed.identity, name), *scene_turns(scene, index, name)]
+            turns.append(looks_turn(placed.identity, name))
             turns += [*fact_turns(facts, name, wording=rng.randrange(3)), recognition_turn(name, present=True, rng=rng)]
             turns.append(recognition_turn(name, present=False))
             for turn in turns:
