@@ -77,12 +77,12 @@ def connect() -> None:
 
 def cluster_cpus() -> int:
     """Return the logical CPUs of the connected cluster (at least 1)."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))  # type: ignore[no-untyped-call]
 
 
 def cluster_gpus() -> int:
     """Return the GPUs of the connected cluster."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
 
 
 def run_cell(config: CellConfig) -> None:
