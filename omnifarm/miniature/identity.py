@@ -153,7 +153,12 @@ def sample_identity(
         split: The side; None for either.
         group: Restrict to "person", "pet" or "object"; by default each with equal chance.
         noun: Restrict to one class noun.
+
+    Raises:
+        ConfigError: There is no such side.
     """
+    if split not in (None, "train", "heldout"):
+        raise ConfigError(f"expected the side 'train', 'heldout' or None, found {split!r}")
     while True:
         identity = _draw(rng, noun or rng.choice(NOUNS[group or rng.choice(GROUPS)]))
         if is_consistent(identity) and (split is None or split_of(identity) == split):
