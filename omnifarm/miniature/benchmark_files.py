@@ -58,7 +58,7 @@ def write_unifybench(root: Path, concepts: Sequence[BenchmarkConcept]) -> None:
 def trials(concept: BenchmarkConcept) -> dict[str, Any]:
     """Return what the demo tries on a concept; pictures are named relative to its plain folder."""
     named = _Namer(concept.name)
-    questions = [
+    questions: list[dict[str, str | None]] = [
         {"kind": "recognition", "question": named(turn.question), "answer": turn.answer, "image": image}
         for (_, turn), image in zip(recognition_cases(concept), _recognition_files(concept), strict=True)
     ]

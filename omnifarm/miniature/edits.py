@@ -96,7 +96,7 @@ def _modify(rng: random.Random, scene: Scene, index: int, name: str) -> tuple[st
         return phrase, scene.with_subject(index, replace(placed, hand_raised=not placed.hand_raised))
     while True:
         phrase, changed = _restyle(rng, identity, name)
-        # An edited inhabitant of pre-training must not be somebody that pre-training must never see.
+        # An edited inhabitant of pre-training must not become somebody that pre-training must never see.
         if changed != identity and (identity.split != "train" or changed.split == "train"):
             return phrase, scene.with_subject(index, replace(placed, identity=changed))
 

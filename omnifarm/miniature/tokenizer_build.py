@@ -14,7 +14,15 @@ from omnifarm.miniature.edits import removal, sample_edit
 from omnifarm.miniature.facts import closed_replay, fact_sentences, fact_turns, replays, sample_facts
 from omnifarm.miniature.identity import sample_identity
 from omnifarm.miniature.scene import sample_scene
-from omnifarm.miniature.text import appearance_turns, caption, describe, looks_turn, mention, recognition_turn, scene_turns
+from omnifarm.miniature.text import (
+    appearance_turns,
+    caption,
+    describe,
+    looks_turn,
+    mention,
+    recognition_turn,
+    scene_turns,
+)
 
 NUM_NAMES = 32
 NAMES = tuple(f"<n{i}>" for i in range(NUM_NAMES))
