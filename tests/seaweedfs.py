@@ -76,6 +76,7 @@ def command(binary: str, folder: Path, ports: list[int]) -> list[str]:
         "-s3",
         f"-s3.config={folder / 'identities.json'}",
         "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
         "-master.telemetry=false",
         "-master.volumeSizeLimitMB=64",
         "-volume.max=20",

@@ -59,6 +59,6 @@ def _require(store: Store, is_true: bool, found: str) -> None:
     if not is_true:
         raise StoreError(
             f"{store.url} does not honour conditional writes: {found}. A queue there would train concepts twice; use a "
-            "store that does (AWS S3, SeaweedFS, MinIO of 2024-12 or later) or a local folder",
+            "store that does (AWS S3, SeaweedFS 4) or a local folder",
             store=store.url,
         )
