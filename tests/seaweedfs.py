@@ -1,6 +1,6 @@
 """A real S3 server for tests: one SeaweedFS on loopback per test session, in a temporary folder.
 
-Use it from a conftest: `pytest_plugins = ["tests.seaweedfs"]` at the root, or import the `seaweedfs` fixture.
+`tests/conftest.py` offers the fixture `seaweedfs` to every test; importing it elsewhere would start a second server.
 """
 
 import json

@@ -15,9 +15,7 @@ from omnifarm.store.local import LocalStore
 from omnifarm.store.memory import MemoryStore
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
-from tests.seaweedfs import SeaweedFS, seaweedfs
-
-__all__ = ["seaweedfs"]  # the fixture
+from tests.seaweedfs import SeaweedFS
 
 _numbers = itertools.count()
 IMPLEMENTATIONS = ["memory", "local", pytest.param("s3", marks=pytest.mark.s3)]

@@ -1,0 +1,5 @@
+"""Fixtures for every test: here, so that one session starts one server however many files use it."""
+
+from tests.seaweedfs import seaweedfs
+
+__all__ = ["seaweedfs"]
