@@ -8,6 +8,7 @@ had been doing, so nothing here says what was learned: the caller reads that fro
 
 import logging
 import os
+import secrets
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -71,6 +72,8 @@ def connect() -> None:
         ray.init(log_to_driver=True)
     else:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        # Ray would otherwise write a token into the user's home, and every later cluster of theirs would demand it.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Without a dashboard Ray Train complains once a second that it cannot query it; the records tell what matters.
         ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
 

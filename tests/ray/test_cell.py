@@ -78,6 +78,8 @@ def cluster() -> Any:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # A token of its own: Ray would otherwise leave one in the home of whoever runs the tests.
+    os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80_000_000)
     yield ray_cluster
     ray.shutdown()
