@@ -105,7 +105,7 @@ def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
         cluster = LocalCluster(
             address=f"127.0.0.1:{gcs}",
             dashboard=f"http://127.0.0.1:{dashboard}",
-            environment={**environment, "RAY_ADDRESS": f"127.0.0.1:{gcs}"},
+            environment=environment,
             folder=folder,
         )
         _wait_until_ready(cluster, head=head, log=log)
