@@ -20,8 +20,7 @@ from ray import serve
 from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.errors import OverloadedError
 from omnifarm.logs import configure, event
-from omnifarm.serving.engine import Engine
-from omnifarm.serving.requests import Limits
+from serve.assembly import build_engine
 from serve.bodies import openapi_body, read_body
 from serve.errors import RETRY_AFTER_S, install, responses
 from serve.pictures import decode_picture
@@ -56,7 +55,7 @@ class OmniFarm:
     def __init__(self, settings: ServeSettings) -> None:
         configure(level=settings.log_level)
         self._settings = settings
-        self._engine = _load(settings)
+        self._engine = build_engine(settings)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._waiting = 0
         event(_LOG, "replica_ready", backbone=settings.backbone, fingerprint=self._engine.fingerprint)
@@ -182,20 +181,3 @@ def app(arguments: dict[str, Any]) -> serve.Application:
     # The decorators turn the class into a Deployment, which its annotations do not say.
     deployment = cast(serve.Deployment, OmniFarm)
     return deployment.bind(ServeSettings.read(os.environ, given))
-
-
-def _load(settings: ServeSettings) -> Engine:
-    import torch
-
-    from omnifarm.backbone.weights import load_backbone
-    from omnifarm.concept.repository import ConceptRepository
-    from omnifarm.store.open import open_store
-
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    loaded = load_backbone(settings.backbone, dtype=getattr(torch, settings.dtype), device=settings.device)
-    return Engine(
-        loaded,
-        ConceptRepository(open_store(settings.store)),
-        limits=Limits(max_text_chars=settings.max_text_chars),
-    )

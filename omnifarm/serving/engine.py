@@ -14,6 +14,7 @@ Knows no HTTP and no Ray. One request at a time: the caller holds off the others
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from PIL.Image import Image
 
@@ -24,7 +25,8 @@ from omnifarm.concept.artifact import ArtifactManifest
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.seeding import generator
 from omnifarm.serving import requests as door
-from omnifarm.serving.replay import ReplayMode, ReplayStyle, ReplayTrace, replay, spell, untouched
+from omnifarm.serving.replay import ReplayMode, ReplayStyle, ReplayTrace, spell, untouched
+from omnifarm.serving.replay import replay as consult
 from omnifarm.serving.requests import Answer, AskRequest, EditRequest, GenerateRequest, Limits, Picture
 from omnifarm.serving.resident import Resident, ResidentConcepts
 from omnifarm.serving.runner import Guidance, Runner
@@ -57,7 +59,10 @@ class Engine:
         """
         config = loaded.config
         self._clock = clock or SystemClock()
-        self._limits = limits or Limits()
+        # A picture wider than the position table would be drawn with the wrong rows.
+        table_side = config.max_latent_size * config.latent_downsample
+        limits = limits or Limits()
+        self._limits = replace(limits, max_side=min(limits.max_side, table_side))
         self._runner = Runner(loaded)
         self._residents = ResidentConcepts(repository, fingerprint=loaded.fingerprint, clock=self._clock)
         self._stride = config.latent_downsample
@@ -269,7 +274,7 @@ class Engine:
                 return self._runner.write(context, max_tokens=max_tokens, temperature=None, generator=None)[0]
 
             traces.append(
-                replay(
+                consult(
                     traces[-1].prompt if traces else text,
                     concept=resident.identifier,
                     mode=mode,
