@@ -1,0 +1,158 @@
+"""All stages of pre-training, one after the other, each resumable: what `jobs/pretrain_miniature.py` runs.
+
+    render -> vision -> codec -> features -> main -> refine -> export
+
+Every stage leaves a file in the working folder that says it is done; a killed job run again goes on inside the stage
+that was interrupted. Shares of the wall-clock budget are fixed below.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from omnifarm.backbone.latents import LatentCodec
+from omnifarm.backbone.tokenizer import BackboneTokenizer
+from omnifarm.miniature.pretrain.architecture import export, new_backbone, write_configs
+from omnifarm.miniature.pretrain.codec import CodecConfig, load_codec_state, refine_decoder, train_codec
+from omnifarm.miniature.pretrain.corpus import Group, load_corpus, make_group, render_corpus
+from omnifarm.miniature.pretrain.features import cached, latent_features, vision_features
+from omnifarm.miniature.pretrain.main_stage import MainConfig, MainTrainer, load_masters
+from omnifarm.miniature.pretrain.sequences import Writer
+from omnifarm.miniature.pretrain.tasks import Features, Sampler
+from omnifarm.miniature.pretrain.vision import VisionConfig, train_vision
+
+SHARES: Mapping[str, float] = {"vision": 0.22, "codec": 0.16, "main": 0.54, "refine": 0.08}
+"""Share of the budget per trained stage; rendering and caching take what they take."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobConfig:
+    """One pre-training."""
+
+    out: Path
+    """Working folder; the finished backbone is in `out/weights`."""
+    budget_s: float
+    """Wall-clock seconds of the trained stages together."""
+    num_groups: int = 4000
+    """Groups of seven pictures to train on."""
+    num_held_out: int = 200
+    """Groups of held-out inhabitants for the curves; at least 64."""
+    processes: int = 2
+    """Processes of the main stage."""
+    device: str = "cpu"
+    """Where the main stage computes."""
+    seed: int = 1
+    """Of the corpus."""
+
+
+def run_job(config: JobConfig) -> Path:
+    """Run every stage that is not done yet; return the folder of the backbone."""
+    out, weights = config.out, config.out / "weights"
+    write_configs(weights, codec=None)
+    _render(config)
+    pictures, held_out = load_corpus(out / "train.npy"), load_corpus(out / "held_out.npy")
+    groups = _groups(config)
+    if not (out / "vit.safetensors").is_file():
+        model = new_backbone(weights)
+        budget = VisionConfig(budget_s=SHARES["vision"] * config.budget_s)
+        train_vision(model, out, config=budget, pictures=pictures, groups=groups)
+        _save(out / "vit.safetensors", model.vit_model.state_dict())
+    if not (out / "codec.done").is_file():
+        train_codec(
+            out,
+            config=CodecConfig(budget_s=SHARES["codec"] * config.budget_s),
+            pictures=pictures,
+            held_out=held_out,
+        )
+        (out / "codec.done").touch()
+    codec = load_codec_state(out, pictures=pictures)
+    latents = cached(out / "latents.safetensors", lambda: latent_features(codec, pictures))
+    if not (out / "features.safetensors").is_file():
+        model = new_backbone(weights)
+        model.vit_model.load_state_dict(load_file(str(out / "vit.safetensors")))
+        cached(out / "features.safetensors", lambda: vision_features(model.to(torch.bfloat16), pictures))
+    _main(config)
+    if not (out / "ae.safetensors").is_file():
+        budget_s = SHARES["refine"] * config.budget_s
+        refine_decoder(out, config=CodecConfig(budget_s=budget_s), codec=codec, pictures=pictures, latents=latents)
+    codec.load(out / "ae.safetensors")
+    _export(config, codec)
+    return weights
+
+
+def _render(config: JobConfig) -> None:
+    for split, name, count in (
+        ("heldout", "held_out", config.num_held_out),
+        ("train", "train", config.num_groups),
+    ):
+        path, partial = config.out / f"{name}.npy", config.out / f"{name}.partial.npy"
+        if not path.is_file():
+            side = "heldout" if split == "heldout" else "train"
+            render_corpus(partial, num_groups=count, seed=config.seed, split=side)  # type: ignore[arg-type]
+            partial.replace(path)
+
+
+def _groups(config: JobConfig) -> list[Group]:
+    return [make_group(config.seed, index) for index in range(config.num_groups)]
+
+
+def _main(config: JobConfig) -> None:
+    if (config.out / "main.done").is_file():
+        return
+    if config.processes == 1:
+        _main_process(0, config, "")
+    else:
+        port = 20000 + os.getpid() % 20000
+        spawn: Any = import_module("torch.multiprocessing").spawn
+        spawn(_main_process, args=(config, f"tcp://127.0.0.1:{port}"), nprocs=config.processes)
+    (config.out / "main.done").touch()
+
+
+def _main_process(rank: int, config: JobConfig, address: str) -> None:
+    torch.set_num_threads(1)
+    if address:
+        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=config.processes)
+    out, weights = config.out, config.out / "weights"
+    model = new_backbone(weights)
+    model.vit_model.load_state_dict(load_file(str(out / "vit.safetensors")))
+    features = Features(
+        vit=load_file(str(out / "features.safetensors"))["features"],
+        mean=load_file(str(out / "latents.safetensors"))["features"],
+    )
+    tokenizer = BackboneTokenizer.from_folder(weights)
+    # A resumed run must not repeat the samples of its first part.
+    seed = int(time.time()) * 64 + rank
+    sampler = Sampler(groups=_groups(config), features=features, writer=Writer(tokenizer), seed=seed)
+    trainer = MainTrainer(
+        model.to(device=config.device, dtype=torch.bfloat16),
+        sampler=sampler,
+        special_ids=tokenizer.special_ids,
+        folder=out,
+        config=MainConfig(budget_s=SHARES["main"] * config.budget_s),
+    )
+    trainer.run()
+    if address:
+        dist.destroy_process_group()
+
+
+def _export(config: JobConfig, codec: LatentCodec) -> None:
+    weights = config.out / "weights"
+    model = new_backbone(weights)
+    model.vit_model.load_state_dict(load_file(str(config.out / "vit.safetensors")))
+    load_masters(config.out / "main_state.safetensors", model)
+    export(weights, model=model, codec=codec)
+
+
+def _save(path: Path, state: Mapping[str, Tensor]) -> None:
+    partial = path.with_suffix(".partial")
+    save_file({name: value.detach().contiguous() for name, value in state.items()}, str(partial))
+    partial.replace(path)

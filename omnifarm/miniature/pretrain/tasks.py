@@ -1,0 +1,264 @@
+"""The tasks of the main stage: each draws one sample, a list of segments, from the corpus.
+
+Understanding samples hold several turns about one person, so that a read picture pays more than once; drawing
+samples hold several noised copies of the target behind one caption.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from omnifarm.backbone.packing import Segment, TextSegment, VitSegment
+from omnifarm.miniature.edits import removal_instruction
+from omnifarm.miniature.facts import Replay, closed_replay, fact_turns, replays, sample_facts, unified_request
+from omnifarm.miniature.identity import Identity
+from omnifarm.miniature.pretrain import corpus
+from omnifarm.miniature.pretrain.corpus import NAME, Group
+from omnifarm.miniature.pretrain.sequences import LATENT_GRID, VIT_GRID, Introduction, Writer, flatten, targets
+from omnifarm.miniature.text import (
+    Turn,
+    appearance_turns,
+    caption,
+    looks_turn,
+    mention,
+    recognition_turn,
+    scene_turns,
+)
+
+TASKS = ("understand", "watch", "draw", "draw_ref", "edit")
+NUM_COPIES = 3
+"""Noised copies of a target behind one condition: cheaper than another condition, and less varied."""
+
+_RARE = {"glasses", "ears", "hair_style", "class", "emblem", "beard"}
+_INVENTED = ("<quill>", "<orsk>", "<velda>", "<dapple>", "<brimm>", "<ixtel>")
+
+
+@dataclass(kw_only=True, slots=True)
+class Features:
+    """What the frozen parts make of the corpus.
+
+    Attributes:
+        vit: (N, V, 64, width) output of the vision tower.
+        mean: (N, V, 36, 64) latent tokens, posterior mean, at unit scale; None before the codec exists.
+    """
+
+    vit: Tensor
+    mean: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class Sampler:
+    """Draws samples of every task. Not safe to share between processes: give each its own seed.
+
+    Attributes:
+        groups: The corpus.
+        features: Of the same groups.
+        writer: Sentences to segments.
+        seed: Of everything random here.
+    """
+
+    groups: list[Group]
+    features: Features
+    writer: Writer
+    seed: int = 0
+    dropout: dict[str, float] = field(default_factory=lambda: {"text": 0.1, "vae": 0.15, "vit": 0.3})
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        self.noise = torch.Generator().manual_seed(self.seed)
+        self.by_noun: dict[str, list[int]] = {}
+        for index, group in enumerate(self.groups):
+            self.by_noun.setdefault(group.first.noun, []).append(index)
+
+    def draw(self, task: str) -> list[Segment]:
+        """Return one sample of a task of `TASKS`."""
+        sample: list[Segment] = getattr(self, f"_{task}")(self.rng.randrange(len(self.groups)))
+        return sample
+
+    def vit(self, index: int, view: int, *, dropped: bool = False) -> VitSegment:
+        """Return a picture for understanding."""
+        return VitSegment(grid=VIT_GRID, features=self.features.vit[index, view], dropped=dropped)
+
+    def latent(self, index: int, view: int) -> Tensor:
+        """Return the latent tokens of a picture (36, 64), float32."""
+        assert self.features.mean is not None
+        return self.features.mean[index, view].float()
+
+    def introduce(
+        self, index: int, *, weights: tuple[float, float, float], view: int = 0, facts: bool = False, gen: bool = False
+    ) -> Introduction:
+        """Introduce subject A of a group by vectors, text or the photo `view`, with the given odds."""
+        group = self.groups[index]
+        told = group.facts if facts else None
+        kind = self.rng.choices(("soft", "text", "ref"), weights)[0]
+        if kind == "soft":
+            return self.writer.by_soft(self.rng, group.first, facts=told)
+        if kind == "text":
+            return self.writer.by_text(self.rng, group.first, facts=told)
+        latent = self.latent(index, view) if gen and self.rng.random() > self.dropout["vae"] else None
+        vit = self.features.vit[index, view] if latent is None or self.rng.random() > self.dropout["vit"] else None
+        return self.writer.by_photo(self.rng, vit=vit, latent=latent, facts=told)
+
+    def turn(self, turn: Turn, who: Introduction | None) -> list[Segment]:
+        """Return a question and its answer."""
+        return [self.writer.read(turn.question, who), self.writer.write(turn.answer, who)]
+
+    def _understand(self, index: int) -> list[Segment]:
+        rng, group = self.rng, self.groups[index]
+        view = rng.choice((corpus.FIRST, corpus.SECOND))
+        who = self.introduce(index, weights=(0.5, 0.2, 0.3), view=view, facts=rng.random() < 0.5)
+        knows_facts = self._told_facts(who)
+        blocks: list[list[Segment]] = []
+        for _ in range(2):
+            blocks.append(self._candidate(index, view, who))
+        for turn in self._some(appearance_turns(group.first, NAME), 3):
+            blocks.append(self.turn(turn, who))
+        if rng.random() < 0.1:
+            blocks.append(self.turn(looks_turn(group.first, NAME), who))
+        if knows_facts:
+            for turn in rng.sample(fact_turns(group.facts, NAME, wording=rng.randrange(3)), 2):
+                blocks.append(self.turn(turn, who))
+        if rng.random() < (0.7 if knows_facts else 0.1):
+            blocks.append(self._replay(group, who, is_open=knows_facts))
+        rng.shuffle(blocks)
+        return [*who.segments, *flatten(blocks)]
+
+    def _told_facts(self, who: Introduction) -> bool:
+        first = who.segments[0]
+        assert isinstance(first, TextSegment)
+        rows = {slot.row for slot in first.soft}
+        if rows:
+            return bool(rows & self._fact_rows())
+        return self.writer.encode(" home")[0] in first.ids
+
+    def _fact_rows(self) -> set[int]:
+        rows = self.writer.rows
+        return {row for (expert, head, _), row in rows._rows.items() if expert == "und" and head == "fact.home"}
+
+    def _some(self, turns: list[Turn], count: int) -> list[Turn]:
+        weights = [2.0 if turn.topic in _RARE else 1.0 for turn in turns]
+        return self.rng.choices(turns, weights, k=count)
+
+    def _candidate(self, index: int, reference: int, who: Introduction) -> list[Segment]:
+        rng, group = self.rng, self.groups[index]
+        present = rng.random() < 0.5
+        place = index
+        if present:
+            view = rng.choice([v for v in (corpus.FIRST, corpus.SECOND, corpus.BOTH, corpus.BOTH) if v != reference])
+        else:
+            kind = rng.random()
+            if kind < 0.35:
+                view = rng.choice((corpus.OTHER, corpus.BOTH_GONE))
+            elif kind < 0.45:
+                view = corpus.FIRST_GONE
+            else:
+                peers = self.by_noun[group.first.noun]
+                place = rng.choice(peers) if rng.random() < 0.7 else rng.randrange(len(self.groups))
+                if self.groups[place].first == group.first or self.groups[place].second == group.first:
+                    return self._candidate(index, reference, who)
+                view = rng.choice((corpus.FIRST, corpus.SECOND, corpus.BOTH))
+        wording = None if rng.random() < 0.6 else rng
+        block: list[Segment] = [self.vit(place, view)]
+        block += self.turn(recognition_turn(NAME, present=present, rng=wording), who)
+        if present and rng.random() < 0.6:
+            scene = group.scenes[view]
+            position = scene.index_of(group.first)
+            if position is not None:
+                for turn in rng.sample(scene_turns(scene, position, NAME), 2):
+                    block += self.turn(turn, who)
+        return block
+
+    def _replay(self, group: Group, who: Introduction, *, is_open: bool) -> list[Segment]:
+        rng = self.rng
+        shown = [self._exemplar(name) for name in rng.sample(_INVENTED, rng.choice((0, 0, 1, 2, 3)))]
+        if is_open and rng.random() < 0.8:
+            replay = rng.choice(replays(group.facts, NAME, wording=rng.randrange(2)))
+        else:
+            view = rng.choice((corpus.FIRST, corpus.SECOND))
+            replay = closed_replay(caption(group.scenes[view], [NAME], rng=rng))
+        text = "\n".join([*shown, unified_request(replay.request)])
+        return [self.writer.read(text, who), self.writer.write(replay.target, who)]
+
+    def _exemplar(self, name: str) -> str:
+        rng = self.rng
+        facts = sample_facts(rng)
+        chosen: Replay = rng.choice(replays(facts, name, wording=rng.randrange(2)))
+        if rng.random() < 0.25:
+            chosen = closed_replay(chosen.prompt)
+        return chosen.exemplar
+
+    def _watch(self, index: int) -> list[Segment]:
+        """Questions about a picture with nobody introduced."""
+        rng, group = self.rng, self.groups[index]
+        view = rng.choice((corpus.FIRST, corpus.SECOND, corpus.OTHER, corpus.BOTH))
+        scene = group.scenes[view]
+        position = rng.randrange(len(scene.subjects))
+        identity = scene.subjects[position].identity
+        if len(scene.subjects) == 2 and scene.subjects[0].identity.noun == scene.subjects[1].identity.noun:
+            name = f"the {identity.noun} on the {'left' if scene.subjects[position].x < 48 else 'right'}"
+        else:
+            name = f"the {identity.noun}"
+        turns = [*self._some(appearance_turns(identity, name), 3), *rng.sample(scene_turns(scene, position, name), 2)]
+        rng.shuffle(turns)
+        return [self.vit(index, view), *flatten([self.turn(turn, None) for turn in turns])]
+
+    def _draw(self, index: int) -> list[Segment]:
+        return self._drawing(index, weights=(0.65, 0.35, 0.0))
+
+    def _draw_ref(self, index: int) -> list[Segment]:
+        return self._drawing(index, weights=(0.0, 0.0, 1.0))
+
+    def _drawing(self, index: int, *, weights: tuple[float, float, float]) -> list[Segment]:
+        rng, group = self.rng, self.groups[index]
+        view = rng.choices((corpus.FIRST, corpus.SECOND, corpus.BOTH), (0.4, 0.4, 0.2))[0]
+        reference = corpus.SECOND if view == corpus.FIRST else corpus.FIRST
+        facts = weights[0] > 0 and rng.random() < 0.3
+        who = self.introduce(index, weights=weights, view=reference, facts=facts, gen=True)
+        scene = group.scenes[view]
+        names = [NAME if p.identity == group.first else mention(p.identity) for p in scene.subjects]
+        text = self.writer.read(caption(scene, names, rng=rng), who)
+        picture = targets(self.noise, self.latent(index, view), count=NUM_COPIES)
+        if rng.random() < self.dropout["text"]:
+            kept = () if weights[2] == 0 or rng.random() < 0.5 else who.segments
+            return [*kept, *picture]
+        return [*who.segments, text, *picture]
+
+    def _edit(self, index: int) -> list[Segment]:
+        rng, group = self.rng, self.groups[index]
+        source, target, text = self._edit_of(group)
+        who = self.introduce(index, weights=(0.65, 0.35, 0.0), facts=rng.random() < 0.2)
+        instruction = self.writer.read(text, who)
+        picture = targets(self.noise, self.latent(index, target), count=NUM_COPIES)
+        parts: list[Segment] = []
+        if rng.random() > self.dropout["vae"]:
+            parts.append(clean(self.latent(index, source)))
+        if not parts or rng.random() > self.dropout["vit"]:
+            parts.append(self.vit(index, source))
+        if rng.random() < self.dropout["text"]:
+            return [*parts, *picture]
+        return [*who.segments, *parts, instruction, *picture]
+
+    def _edit_of(self, group: Group) -> tuple[int, int, str]:
+        kind = self.rng.random()
+        removing = removal_instruction(NAME, group.first.noun)
+        if kind < 0.25:
+            return corpus.FIRST, corpus.FIRST_GONE, removing
+        if kind < 0.62:
+            return corpus.BOTH, corpus.BOTH_GONE, removing
+        if kind < 0.66 and group.second.noun == group.first.noun:
+            return corpus.OTHER, corpus.OTHER, removing
+        return corpus.SECOND, corpus.EDITED, group.edit.instruction
+
+
+def clean(latent: Tensor) -> Segment:
+    """Return a picture as a clean condition."""
+    from omnifarm.backbone.packing import LatentSegment
+
+    return LatentSegment(latents=latent, grid=LATENT_GRID)
+
+
+def subject_of(group: Group) -> Identity:
+    """Return whom the samples of a group are about."""
+    return group.first
