@@ -32,6 +32,9 @@ from omnifarm.serving.resident import Resident, ResidentConcepts
 from omnifarm.serving.runner import Guidance, Runner
 from omnifarm.serving.stopwatch import Stopwatch
 
+_USUAL_SIDE = 512
+"""Pixels of a drawn picture's sides where neither request nor backbone says otherwise (paper table 6)."""
+
 
 class Engine:
     """Answers requests with one loaded backbone and the concepts of one repository."""
@@ -69,7 +72,8 @@ class Engine:
         self.fingerprint = loaded.fingerprint
         self.generation_options = SamplingOptions.for_generation(config)
         self.editing_options = SamplingOptions.for_editing(config)
-        height, width = config.defaults.get("generation", {}).get("size", (512, 512))
+        usual = (min(_USUAL_SIDE, self._limits.max_side),) * 2
+        height, width = config.defaults.get("generation", {}).get("size", usual)
         self.generation_size = (int(height), int(width))
         self.replay_style = replay_style or ReplayStyle.from_defaults(config.defaults.get("replay", {}))
 
