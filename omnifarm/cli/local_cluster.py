@@ -5,6 +5,7 @@ Talks to Ray through its command line only, so that `omnifarm` itself needs no R
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -76,6 +77,9 @@ def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
         },
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONUNBUFFERED": "1",
+        # A token of this cluster's own: nobody else on the machine may submit to it, and none is left in the user's home.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -132,11 +136,12 @@ def end_processes(family: Sequence[psutil.Process], *, patience_s: float = 5.0) 
 def _wait_until_ready(cluster: LocalCluster, *, head: "subprocess.Popen[bytes]", log: Path) -> None:
     """Return once the job server answers."""
     deadline = time.monotonic() + _START_TIMEOUT_S
+    token = {"Authorization": f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}"}
     while time.monotonic() < deadline:
         if head.poll() is not None:
             break
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{cluster.dashboard}/api/jobs/", timeout=5.0).status_code == 200:
+            if httpx.get(f"{cluster.dashboard}/api/jobs/", headers=token, timeout=5.0).status_code == 200:
                 return
         time.sleep(0.5)
     raise FarmError(
