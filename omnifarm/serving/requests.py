@@ -119,7 +119,7 @@ class Picture:
     seed: int
     """The seed that was used."""
     num_evaluations: int
-    """Forward passes of the denoising loop, guidance branches included."""
+    """Velocities computed by the denoising loop, guidance branches included."""
     timings: Mapping[str, float]
     """Seconds by phase: `replay_s`, `prefill_s`, `denoise_s`, `decode_s`, `total_s`."""
 
