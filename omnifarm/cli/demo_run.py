@@ -71,7 +71,7 @@ def run_demo(out: Path, *, concepts: str | None, seed: int, steps: int | None, b
                 url = stack.enter_context(_server(cluster, store=store, backbone=backbone, checkout=checkout))
             with _timed(timings, "use_s"):
                 results = _use(url, source=source, store=store, out=out)
-    summary = {
+    summary: dict[str, Any] = {
         "backbone": backbone,
         "hardware": f"{os.cpu_count()} x {_processor()}",
         "commit": _commit(checkout),
