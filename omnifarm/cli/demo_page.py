@@ -36,23 +36,27 @@ nav { display: flex; flex-wrap: wrap; gap: 8px; margin: 20px 0 28px; }
 nav a { display: flex; align-items: center; gap: 8px; padding: 4px 12px 4px 4px; border: 1px solid var(--line); border-radius: 999px; color: inherit; text-decoration: none; }
 nav img { width: 32px; height: 32px; border-radius: 50%; }
 article { background: var(--card); border: 1px solid var(--line); border-radius: 16px; padding: 24px; margin: 0 0 24px; }
-.strip { display: flex; flex-wrap: wrap; gap: 8px; }
-.strip img { width: 96px; height: 96px; }
+.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 8px; margin-bottom: 10px; }
+.strip img { width: 100%; max-width: 128px; aspect-ratio: 1; }
 img { border-radius: 8px; display: block; background: var(--line); }
 figure { margin: 0; } figcaption { font-size: .85rem; margin-top: 6px; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 20px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 20px; }
 .grid img { width: 100%; aspect-ratio: 1; object-fit: contain; }
-.edit { display: grid; grid-template-columns: repeat(3, 1fr); gap: 8px; max-width: 640px; margin-bottom: 16px; }
-.edit img { width: 100%; } .edit p { grid-column: 1 / -1; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; } td, th { text-align: left; padding: 8px 10px 8px 0; border-top: 1px solid var(--line); vertical-align: middle; }
-th { color: var(--soft); font-weight: 500; border-top: 0; } td img { width: 48px; height: 48px; border-radius: 6px; }
-.yes { color: var(--yes); font-weight: 600; } .no { color: var(--no); font-weight: 600; }
+.edits { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 20px 28px; }
+.edit { display: grid; grid-template-columns: repeat(3, 1fr); gap: 6px; align-content: start; }
+.edit img { width: 100%; } .edit p { grid-column: 1 / -1; font-size: .92rem; } .edit figcaption { color: var(--soft); margin-top: 2px; }
+.tiles { display: flex; flex-wrap: wrap; gap: 8px 10px; margin-top: 8px; } .tiles img { width: 80px; height: 80px; }
+.tiles figcaption { margin-top: 2px; }
+.said { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 10px 28px; margin-top: 16px; }
+.said div { display: flex; gap: 10px; align-items: center; font-size: .92rem; line-height: 1.35; } .said img { width: 48px; height: 48px; border-radius: 6px; flex: none; }
+.said span { display: block; }
+.yes { color: var(--yes); font-weight: 600; } .no { color: var(--no); font-weight: 600; } .yes::before { content: "✓ "; } .no::before { content: "✗ "; }
 dl.totals { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px; margin: 16px 0; }
 dl.totals div { border: 1px solid var(--line); border-radius: 12px; padding: 10px 14px; background: var(--card); }
 dt { font-size: .8rem; color: var(--soft); } dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
 blockquote { margin: 8px 0 0; padding: 8px 12px; border-left: 3px solid var(--line); font-size: .85rem; }
 svg { width: 100%; max-width: 520px; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
-@media (max-width: 560px) { article { padding: 16px; } .strip img { width: 72px; height: 72px; } }
+@media (max-width: 560px) { article { padding: 16px; } .tiles img { width: 64px; height: 64px; } .strip { grid-template-columns: repeat(5, 1fr); } }
 """
 
 
@@ -136,7 +140,7 @@ def _concept(concept: Mapping[str, Any], *, folder: Path) -> str:
         "<h3>Drawn</h3>",
         f'<div class="grid">{"".join(_drawing(drawing, folder=folder) for drawing in concept["drawings"])}</div>',
         "<h3>Edited</h3>",
-        *(_edit(edit, folder=folder) for edit in concept["edits"]),
+        f'<div class="edits">{"".join(_edit(edit, folder=folder) for edit in concept["edits"])}</div>',
         f"<h3>Learned in {concept['steps']} steps, {concept['train_s']:.0f} s</h3>",
         _curves(concept["losses"]),
         "</article>",
@@ -145,15 +149,33 @@ def _concept(concept: Mapping[str, Any], *, folder: Path) -> str:
 
 
 def _answers(answers: Sequence[Mapping[str, Any]], *, folder: Path) -> str:
-    rows = ["<tr><th></th><th>Question</th><th>Answer</th><th>Truth</th></tr>"]
-    for answer in answers:
-        picture = _image(answer["image"], folder=folder, alt="the photo asked about") if answer["image"] else ""
-        verdict = {True: "yes", False: "no", None: ""}[answer["correct"]]
-        rows.append(
-            f'<tr><td>{picture}</td><td>{_text(answer["question"])}</td><td class="{verdict}">{_text(answer["answer"])}</td>'
-            f"<td>{_text(answer['expected'])}</td></tr>"
+    """Show recognition as a row of photos with the verdict below, everything else as question, answer and truth."""
+    recognised = [answer for answer in answers if answer["kind"] == "recognition" and answer["image"]]
+    others = [answer for answer in answers if answer not in recognised]
+    parts = []
+    if recognised:
+        tiles = "".join(
+            f"<figure>{_image(answer['image'], folder=folder, alt='the photo asked about')}"
+            f'<figcaption class="{_verdict(answer)}">{_text(answer["answer"])}</figcaption></figure>'
+            for answer in recognised
         )
-    return f"<table>{''.join(rows)}</table>"
+        parts.append(f'<p>{_text(recognised[0]["question"])}</p><div class="tiles">{tiles}</div>')
+    if others:
+        parts.append(f'<div class="said">{"".join(_said(answer, folder=folder) for answer in others)}</div>')
+    return "\n".join(parts)
+
+
+def _said(answer: Mapping[str, Any], *, folder: Path) -> str:
+    picture = _image(answer["image"], folder=folder, alt="the photo asked about") if answer["image"] else ""
+    truth = f" <small>it is: {_text(answer['expected'])}</small>" if answer["correct"] is False else ""
+    return (
+        f"<div>{picture}<p><span>{_text(answer['question'])}</span>"
+        f'<span><b class="{_verdict(answer)}">{_text(answer["answer"])}</b>{truth}</span></p></div>'
+    )
+
+
+def _verdict(answer: Mapping[str, Any]) -> str:
+    return {True: "yes", False: "no"}.get(answer["correct"], "")
 
 
 def _drawing(drawing: Mapping[str, Any], *, folder: Path) -> str:
@@ -175,7 +197,7 @@ def _drawing(drawing: Mapping[str, Any], *, folder: Path) -> str:
 def _edit(edit: Mapping[str, Any], *, folder: Path) -> str:
     pictures = [("before", edit["before"]), ("edited", edit["after"])]
     if edit["truth"]:
-        pictures.append(("the world's own answer", edit["truth"]))
+        pictures.append(("truth", edit["truth"]))
     figures = "".join(
         f"<figure>{_image(path, folder=folder, alt=label)}<figcaption>{_text(label)}</figcaption></figure>"
         for label, path in pictures
