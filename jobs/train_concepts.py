@@ -33,6 +33,7 @@ from omnifarm.farm.submission import inspect_backbone, submit_concepts
 from omnifarm.farm.worker import WorkerSettings
 from omnifarm.logs import configure
 from omnifarm.store.open import open_store
+from omnifarm.store.probe import probe_conditional_writes
 
 _LOOK_S = 5.0
 _people = Console(stderr=True)
@@ -51,7 +52,9 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Only this concept; may be repeated.")] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes; default: from the cluster.")] = None,
     lanes: Annotated[int | None, typer.Option(help="Concepts a worker trains side by side.")] = None,
-    lanes_per_pack: Annotated[int, typer.Option(help="Lanes that share one forward.")] = 1,
+    lanes_per_pack: Annotated[
+        int, typer.Option(help="Lanes that share one forward; 1 makes a lane bit for bit what it would be alone.")
+    ] = 4,
     checkpoint_s: Annotated[float, typer.Option(help="Seconds of work that a crash may cost.")] = 30.0,
     lease_s: Annotated[float, typer.Option(help="Seconds until a silent worker's concepts are taken over.")] = 40.0,
     max_failures: Annotated[int, typer.Option(help="Killed workers to replace before giving up.")] = 8,
@@ -71,7 +74,9 @@ def main(
             **_json_object(recipe),
         }
         url, place = _resolve(store, what="--store"), _resolve(concepts, what="--concepts")
-        queue = JobQueue(open_store(url), clock=clock)
+        opened = open_store(url)
+        probe_conditional_writes(opened)
+        queue = JobQueue(opened, clock=clock)
         chosen = inspect_backbone(backbone, overrides=overrides)
         records = submit_concepts(place, queue=queue, backbone=chosen, only=only or ())
         job_ids = [record.job_id for record in records]

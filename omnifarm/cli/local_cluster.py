@@ -84,6 +84,8 @@ def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        # Ray would run training at the lowest priority, behind every idle program of the machine.
+        "RAY_worker_niceness": "0",
         "GLOO_SOCKET_IFNAME": "lo",
     }
     command = ray_program(
