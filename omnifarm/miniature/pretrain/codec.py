@@ -105,7 +105,7 @@ def train_codec(
         torch.autograd.backward(loss)
         norm = optimizer.step(min(1.0, (step + 1) / 50) * cosine(fraction))
         step += 1
-        recorder.add(step=step, loss=float(loss), grad_norm=norm)
+        recorder.add(step=step, loss=float(loss.detach()), grad_norm=norm)
         if time.monotonic() - saved > 60 or step in (50, 150):
             saved = time.monotonic()
             quality = measure(module, held_out)
@@ -151,7 +151,7 @@ def refine_decoder(
         torch.autograd.backward(loss)
         norm = optimizer.step(min(1.0, (step + 1) / 50) * cosine(fraction))
         step += 1
-        recorder.add(step=step, loss=float(loss), grad_norm=norm)
+        recorder.add(step=step, loss=float(loss.detach()), grad_norm=norm)
         if time.monotonic() - saved > 60 or done:
             saved = time.monotonic()
             masters = dict(zip(names, optimizer.masters, strict=True))

@@ -136,7 +136,7 @@ def train_vision(
         torch.autograd.backward(loss)
         norm = optimizer.step(min(1.0, (step + 1) / 80) * cosine(fraction))
         step += 1
-        recorder.add(step=step, loss=float(loss), grad_norm=norm)
+        recorder.add(step=step, loss=float(loss.detach()), grad_norm=norm)
         if time.monotonic() - saved > 60:
             saved = time.monotonic()
             recorder.write(seconds=round(saved - start, 1), skipped=optimizer.num_skipped)
