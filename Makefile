@@ -38,7 +38,7 @@ check: $(STAMP)  ## Format, lint, types, import layers
 	$(BIN)/lint-imports
 
 perf: $(STAMP)  ## Measure speed side by side
-	$(BIN)/python -m pytest --version >/dev/null && $(BIN)/omnifarm perf train
+	$(BIN)/omnifarm perf train
 
 clean:  ## Remove what the other commands made
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache

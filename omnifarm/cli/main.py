@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
-from omnifarm.cli import backbone, concept, demo, farm, miniature, serve
+from omnifarm.cli import backbone, concept, demo, farm, miniature, perf, serve
 from omnifarm.errors import OmniFarmError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(concept.app, name="concept", help="Check concept folders; list, sh
 app.add_typer(farm.app, name="farm", help="See what the farm is doing.")
 app.add_typer(backbone.app, name="backbone", help="Inspect a backbone and hold it to golden vectors.")
 app.add_typer(miniature.app, name="miniature", help="The embedded drawn world: write fresh concepts to learn.")
+app.add_typer(perf.app, name="perf", help="Measure speed as ratios, side by side.")
 app.command(name="serve")(serve.serve)
 
 

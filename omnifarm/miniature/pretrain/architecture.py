@@ -78,7 +78,7 @@ DEFAULTS: dict[str, Any] = {
         "cfg_renorm_type": "text_channel",
         "cfg_renorm_min": 0.0,
     },
-    "replay": {"instruction": "", "num_exemplars": 2, "max_tokens": 64, "max_words": 40},
+    "replay": {"instruction": "", "num_exemplars": 1, "max_tokens": 64, "max_words": 40},
     "recipe": {
         "steps": 260,
         "batch_size": 11,

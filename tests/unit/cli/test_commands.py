@@ -15,7 +15,7 @@ def omnifarm(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("noun", ["backbone", "concept", "demo", "farm", "miniature"])
+@pytest.mark.parametrize("noun", ["backbone", "concept", "demo", "farm", "miniature", "perf"])
 def test_every_noun_explains_its_verbs(noun: str) -> None:
     done = omnifarm(noun, "--help")
     assert done.returncode == 0
