@@ -50,13 +50,13 @@ class GoldenReport:
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON values; an infinite ratio becomes null."""
         return {
-            "passed": self.passed,
+            "pass": self.passed,
             "failing": self.failing,
             "groups": {
                 name: {
-                    "passed": group.passed,
-                    "num_tensors": group.num_tensors,
-                    "num_facts": group.num_facts,
+                    "pass": group.passed,
+                    "tensors": group.num_tensors,
+                    "facts": group.num_facts,
                     "worst_ratio": group.worst_ratio if math.isfinite(group.worst_ratio) else None,
                     "failing": list(group.failing),
                     "failures": list(group.failures),

@@ -43,3 +43,16 @@ def test_a_store_without_jobs_or_concepts_lists_nothing(tmp_path: Path) -> None:
     for command in (("concept", "list"), ("farm", "status")):
         done = omnifarm(*command, "--store", str(tmp_path), "--json")
         assert (done.returncode, json.loads(done.stdout)) == (0, []), done.stderr
+
+
+def test_verify_reports_every_group_in_the_agreed_form(tmp_path: Path) -> None:
+    golden = json.loads((ROOT / "tests" / "golden" / "a" / "index.json").read_text())
+    done = omnifarm("backbone", "verify", "tests/golden/a", "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert document["pass"] is True
+    assert document["groups"].keys() == golden["groups"].keys()
+    for group in document["groups"].values():
+        assert group["pass"] is True
+        assert 0 <= group["worst_ratio"] <= 1
+        assert group["tensors"] + group["facts"] > 0
