@@ -45,7 +45,7 @@ def test_every_group_of_the_golden_set_passes_and_every_tensor_is_compared() -> 
         outputs = [t for t in (group.get("tensors") or {}).values() if t["role"] == "out"]
         assert report.groups[name].num_tensors == len(outputs)
         assert report.groups[name].worst_ratio < 0.2
-    assert json.loads(json.dumps(report.to_json()))["passed"] is True
+    assert json.loads(json.dumps(report.to_json()))["pass"] is True
 
 
 def test_a_backbone_of_other_sizes_and_an_undeclared_vocabulary_replays_whole(tmp_path: Path) -> None:
