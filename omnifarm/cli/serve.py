@@ -1,6 +1,7 @@
 """`omnifarm serve`: put a store's concepts behind HTTP on this machine."""
 
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,11 @@ def serve(
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
+    if "RAY_ADDRESS" not in environment:
+        # The cluster started here gets a token of its own. Ray would otherwise leave one in the user's home, and every
+        # later cluster of theirs would demand it.
+        environment.setdefault("RAY_AUTH_MODE", "token")
+        environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     people.print("starting; the endpoints will be described at http://127.0.0.1:8000/docs")
     program = [sys.executable, "-m", "ray.serve.scripts", "run", "serve.app:app"]
     raise typer.Exit(subprocess.call(program, env=environment))
