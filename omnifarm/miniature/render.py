@@ -64,7 +64,7 @@ def _draw_subject(canvas: Image.Image, placed: Placed) -> None:
 
 _LIGHT_GAIN = {
     "sunset": np.array([[1.0, 0.8, 0.68], [1.0, 0.72, 0.55]], np.float32),
-    "night": np.array([[0.4, 0.46, 0.72], [0.52, 0.56, 0.8]], np.float32),
+    "night": np.array([[0.5, 0.55, 0.8], [0.66, 0.69, 0.9]], np.float32),
 }
 _LIGHT_LIFT = {"sunset": (22.0, 2.0, 4.0), "night": (2.0, 4.0, 20.0)}
 _ROWS = np.linspace(0, 1, SIZE, dtype=np.float32)[:, None]

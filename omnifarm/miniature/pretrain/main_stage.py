@@ -19,6 +19,7 @@ from omnifarm.backbone.config import SpecialIds
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.packing import Segment, pack
 from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig, cosine
+from omnifarm.miniature.pretrain.parallel import agreed, average_gradients
 from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
 from omnifarm.miniature.pretrain.sequences import NUM_ALIASES, SoftRows
 from omnifarm.miniature.pretrain.tasks import Sampler
@@ -87,7 +88,6 @@ class MainTrainer:
     ) -> None:
         self.model, self.sampler, self.special_ids, self.config = model, sampler, special_ids, config
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
         width = model.config.hidden_size
         self.soft = SoftTable(sampler.writer.rows, width=width, seed=config.seed).to(model.dtype)
         model.vit_model.requires_grad_(False)
@@ -109,7 +109,7 @@ class MainTrainer:
         start = time.monotonic() - self.spent_s
         saved = logged = time.monotonic()
         while True:
-            elapsed = self._agree(time.monotonic() - start)
+            elapsed = agreed(time.monotonic() - start)
             fraction = elapsed / self.config.budget_s
             if fraction >= 1:
                 break
@@ -133,7 +133,7 @@ class MainTrainer:
         samples = [self.sampler.draw(task) for task in tasks]
         values = self._losses(samples, tasks)
         torch.autograd.backward(values["loss"])
-        self._average_gradients()
+        average_gradients(self.optimizer.parameters)
         norm = self.optimizer.step(scale)
         self.step_index += 1
         self.recorder.add(
@@ -170,31 +170,6 @@ class MainTrainer:
     def _verdicts(self) -> list[int]:
         encode = self.sampler.writer.encode
         return [encode("Yes")[0], encode("No")[0]]
-
-    def _average_gradients(self) -> None:
-        if self.world == 1:
-            return
-        parameters = self.optimizer.parameters
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([p.grad.flatten().float() for p in parameters if p.grad is not None])
-        dist.all_reduce(flat)
-        flat /= self.world
-        start = 0
-        for parameter in parameters:
-            assert parameter.grad is not None
-            count = parameter.numel()
-            parameter.grad.copy_(flat[start : start + count].view_as(parameter))
-            start += count
-
-    def _agree(self, elapsed: float) -> float:
-        """Return rank 0's clock on every rank, so that all stop at the same step."""
-        if self.world == 1:
-            return elapsed
-        shared = torch.tensor([elapsed], dtype=torch.float64)
-        dist.broadcast(shared, src=0)
-        return float(shared)
 
     def save(self, elapsed: float) -> None:
         """Write the state that a restart goes on from."""

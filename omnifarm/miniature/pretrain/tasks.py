@@ -204,41 +204,56 @@ class Sampler:
         rng.shuffle(turns)
         return [self.vit(index, view), *flatten([self.turn(turn, None) for turn in turns])]
 
+    def drawing(self, task: str) -> tuple[list[Segment], Tensor]:
+        """Draw one sample of a drawing task: what is read first, and the latent tokens (36, 64) of the picture."""
+        index = self.rng.randrange(len(self.groups))
+        if task == "edit":
+            conditions, view = self._edit_parts(index)
+        else:
+            weights = (0.65, 0.35, 0.0) if task == "draw" else (0.0, 0.0, 1.0)
+            conditions, view = self._drawing_parts(index, weights=weights)
+        return conditions, self.latent(index, view)
+
+    def _with_targets(self, parts: tuple[list[Segment], int], index: int) -> list[Segment]:
+        conditions, view = parts
+        return [*conditions, *targets(self.noise, self.latent(index, view), count=NUM_COPIES)]
+
     def _draw(self, index: int) -> list[Segment]:
-        return self._drawing(index, weights=(0.65, 0.35, 0.0))
+        return self._with_targets(self._drawing_parts(index, weights=(0.65, 0.35, 0.0)), index)
 
     def _draw_ref(self, index: int) -> list[Segment]:
-        return self._drawing(index, weights=(0.0, 0.0, 1.0))
+        return self._with_targets(self._drawing_parts(index, weights=(0.0, 0.0, 1.0)), index)
 
-    def _drawing(self, index: int, *, weights: tuple[float, float, float]) -> list[Segment]:
+    def _edit(self, index: int) -> list[Segment]:
+        return self._with_targets(self._edit_parts(index), index)
+
+    def _drawing_parts(self, index: int, *, weights: tuple[float, float, float]) -> tuple[list[Segment], int]:
         rng, group = self.rng, self.groups[index]
         view = rng.choices((corpus.FIRST, corpus.SECOND, corpus.BOTH), (0.4, 0.4, 0.2))[0]
         reference = corpus.SECOND if view == corpus.FIRST else corpus.FIRST
-        facts = weights[0] > 0 and rng.random() < 0.3
+        facts = weights[0] > 0 and rng.random() < 0.15
         who = self.introduce(index, weights=weights, view=reference, facts=facts, gen=True)
         scene = group.scenes[view]
         names = [NAME if p.identity == group.first else mention(p.identity) for p in scene.subjects]
         text = self.writer.read(caption(scene, names, rng=rng), who)
-        picture = targets(self.noise, self.latent(index, view), count=NUM_COPIES)
         if rng.random() < self.dropout["text"]:
             kept = () if weights[2] == 0 or rng.random() < 0.5 else who.segments
-            return [*kept, *picture]
-        return [*who.segments, text, *picture]
+            return list(kept), view
+        return [*who.segments, text], view
 
-    def _edit(self, index: int) -> list[Segment]:
+    def _edit_parts(self, index: int) -> tuple[list[Segment], int]:
         rng, group = self.rng, self.groups[index]
         source, target, text = self._edit_of(group)
-        who = self.introduce(index, weights=(0.65, 0.35, 0.0), facts=rng.random() < 0.2)
+        who = self.introduce(index, weights=(0.65, 0.35, 0.0), facts=rng.random() < 0.1)
         instruction = self.writer.read(text, who)
-        picture = targets(self.noise, self.latent(index, target), count=NUM_COPIES)
         parts: list[Segment] = []
         if rng.random() > self.dropout["vae"]:
             parts.append(clean(self.latent(index, source)))
         if not parts or rng.random() > self.dropout["vit"]:
             parts.append(self.vit(index, source))
         if rng.random() < self.dropout["text"]:
-            return [*parts, *picture]
-        return [*who.segments, *parts, instruction, *picture]
+            return parts, target
+        return [*who.segments, *parts, instruction], target
 
     def _edit_of(self, group: Group) -> tuple[int, int, str]:
         kind = self.rng.random()

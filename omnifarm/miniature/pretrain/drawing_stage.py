@@ -1,0 +1,128 @@
+"""The drawing stage: gives the generation expert the time it needs, behind a frozen understanding expert.
+
+Runs after the main stage. Each step reads a few conditions and draws many noised copies of each target, all through
+`drawing`. Data parallel over processes; the budget is wall-clock time.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from omnifarm.backbone.model import Backbone
+from omnifarm.miniature.pretrain.drawing import CopiesForward, copy_times, is_drawing_weight, read_conditions
+from omnifarm.miniature.pretrain.main_stage import ADAM_ONLY, SoftTable, rate_scale
+from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig
+from omnifarm.miniature.pretrain.parallel import agreed, average_gradients
+from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
+from omnifarm.miniature.pretrain.sequences import LATENT_GRID
+from omnifarm.miniature.pretrain.tasks import Sampler
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawingConfig:
+    """How the drawing stage is trained."""
+
+    budget_s: float
+    """Wall-clock seconds."""
+    batches: tuple[Mapping[str, int], ...] = field(default_factory=lambda: ({"draw": 16}, {"edit": 6, "draw_ref": 2}))
+    """Per step and process: batches of samples a task. Tasks with conditions of similar length share a batch."""
+    copies: int = 8
+    """Noised copies of every target."""
+    anneal_from: float = 0.4
+    """Fraction of the budget after which the rate falls."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(muon_rate=0.02, adam_rate=2e-3))
+    """Rates."""
+    save_every_s: float = 60.0
+    """Between two states on disk."""
+    compiled: bool = True
+    """Whether to use torch.compile."""
+
+
+class DrawingTrainer:
+    """One process of the drawing stage.
+
+    Args:
+        model: In bf16 (or float32), with `special_ids`; its generation weights are trained in place.
+        soft: The stand-in vectors of the main stage; those of the generation expert are trained.
+        sampler: Of this process.
+        folder: Receives `drawing.jsonl` and `drawing_state.safetensors` (rank 0), and is resumed from.
+        config: Budget and batches.
+    """
+
+    def __init__(
+        self, model: Backbone, *, soft: SoftTable, sampler: Sampler, folder: Path, config: DrawingConfig
+    ) -> None:
+        self.model, self.soft, self.sampler, self.config = model, soft, sampler, config
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        named = [(f"soft.{n}", p) for n, p in soft.named_parameters()]
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(is_drawing_weight(name))
+            if parameter.requires_grad:
+                named.append((name, parameter))
+        self.names = [name for name, _ in named]
+        self.optimizer = MasterOptimizer(named, config=config.optimizer, adam_only=ADAM_ONLY)
+        self.forward = CopiesForward(model, grid=LATENT_GRID, compiled=config.compiled)
+        self.recorder = Recorder(folder / "drawing.jsonl")
+        self.path = folder / "drawing_state.safetensors"
+        self.step_index, self.spent_s = 0, 0.0
+        if self.path.is_file():
+            state, facts = load_state(self.path)
+            self.optimizer.load_state_dict(state)
+            self.step_index, self.spent_s = facts["step"], facts["spent_s"]
+
+    def run(self) -> None:
+        """Train until the budget is spent."""
+        start = time.monotonic() - self.spent_s
+        saved = logged = time.monotonic()
+        while (elapsed := agreed(time.monotonic() - start)) < self.config.budget_s:
+            fraction = elapsed / self.config.budget_s
+            self.step(rate_scale(fraction, step=self.step_index, anneal_from=self.config.anneal_from))
+            now = time.monotonic()
+            if self.rank == 0 and now - logged > 20:
+                logged = now
+                self.recorder.write(seconds=round(elapsed, 1), skipped=self.optimizer.num_skipped)
+            if self.rank == 0 and now - saved > self.config.save_every_s:
+                saved = now
+                self.save(elapsed)
+        if self.rank == 0:
+            self.recorder.write(final=True)
+            self.save(self.config.budget_s)
+
+    def step(self, scale: float) -> None:
+        """Draw the batches, take their gradients, update."""
+        values: dict[str, float] = {}
+        count = sum(sum(batch.values()) for batch in self.config.batches)
+        for batch in self.config.batches:
+            tasks = [task for task, number in batch.items() for _ in range(number)]
+            per_sample = self._losses(tasks)
+            (per_sample.sum() / count).backward()  # type: ignore[no-untyped-call]
+            for task in batch:
+                chosen = [i for i, other in enumerate(tasks) if other == task]
+                values[task] = float(per_sample.detach()[chosen].mean())
+        average_gradients(self.optimizer.parameters)
+        norm = self.optimizer.step(scale)
+        self.step_index += 1
+        self.recorder.add(step=self.step_index, grad_norm=norm, **values)
+
+    def _losses(self, tasks: list[str]) -> Tensor:
+        """Return the mean squared velocity error of every sample (B,)."""
+        conditions, latents = zip(*(self.sampler.drawing(task) for task in tasks), strict=True)
+        clean = torch.stack(latents)
+        shape = (len(tasks), self.config.copies, *clean.shape[1:])
+        generator = self.sampler.noise
+        noise = torch.randn(shape, generator=generator)
+        times = copy_times(*shape[:2], shift=self.model.config.timestep_shift, generator=generator)
+        read = read_conditions(self.model, conditions, soft_table=self.soft())
+        velocity = self.forward(clean, noise, times, conditions=read)
+        error = (velocity.float() - (noise - clean[:, None])).square()
+        return error.mean(dim=(1, 2, 3))
+
+    def save(self, elapsed: float) -> None:
+        """Write the state that a restart goes on from."""
+        self.spent_s = elapsed
+        save_state(self.path, self.optimizer.state_dict(), names=self.names, step=self.step_index, spent_s=elapsed)
