@@ -17,4 +17,9 @@ results = Console(highlight=False, soft_wrap=True)
 
 def print_json(document: Any) -> None:
     """Write `document` (JSON-compatible) to standard output, indented, keys as given."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, default=str))
+    print(json_text(document))
+
+
+def json_text(document: Any) -> str:
+    """Return `document` as indented JSON."""
+    return json.dumps(document, indent=2, ensure_ascii=False, default=str)

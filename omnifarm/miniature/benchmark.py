@@ -55,6 +55,8 @@ class BenchmarkSizes:
     """Edit pairs to learn from."""
     edits_per_operation: int = 2
     """Edits to be scored, of each of the five operations."""
+    removals: int = 4
+    """Removals to be scored, all beside somebody else, every other time of the same class."""
 
     def __post_init__(self) -> None:
         if self.train < 2 or self.test < 1:
@@ -94,7 +96,7 @@ class BenchmarkConcept:
     hard_negatives: tuple[Scene, ...]
     easy_negatives: tuple[Scene, ...]
     strangers: tuple[Scene, ...]
-    """Held-out pictures in which the concept is not; every other one shows its class."""
+    """Held-out pictures of others of its class: the concept is not on them."""
     train_qa: tuple[Asked, ...]
     test_vqa: tuple[Asked, ...]
     test_qa: tuple[Asked, ...]
@@ -103,6 +105,7 @@ class BenchmarkConcept:
     """Requests to draw that lean on a fact."""
     train_edits: tuple[EditCase, ...]
     test_edits: tuple[EditCase, ...]
+    test_removals: tuple[EditCase, ...]
 
     @property
     def info(self) -> str:
@@ -181,7 +184,7 @@ def draw_concept(
         test=test,
         hard_negatives=camera.others(sizes.hard_negatives, noun=identity.noun),
         easy_negatives=camera.others(sizes.easy_negatives),
-        strangers=tuple(camera.others(1, noun=None if i % 2 else identity.noun)[0] for i in range(sizes.test)),
+        strangers=camera.others(sizes.test, noun=identity.noun),
         train_qa=(
             *(Asked(turn=turn) for wording in (0, 1) for turn in fact_turns(facts, NAME, wording=wording)),
             *(Asked(turn=turn) for turn in looks if turn not in unasked),
@@ -196,6 +199,7 @@ def draw_concept(
             for k, operation in enumerate(OPERATIONS)
             for i in range(sizes.edits_per_operation)
         ),
+        test_removals=camera.removals(sizes.removals),
     )
 
 
@@ -256,6 +260,17 @@ class _Camera:
             cases.append(EditCase(source=scene, edit=removal(scene, index, NAME)))
         return tuple(cases)
 
+    def removals(self, number: int) -> tuple[EditCase, ...]:
+        """Removals from pairs; every other pair is of one class, so that the name alone says who has to go."""
+        cases = []
+        for i in range(number):
+            other = self._other(noun=self._identity.noun if i % 2 else None)
+            scene = replace(self._scene([self._identity, other]), light="day")
+            index = scene.index_of(self._identity)
+            assert index is not None
+            cases.append(EditCase(source=scene, edit=removal(scene, index, NAME)))
+        return tuple(cases)
+
     def _photo(self, *, with_other: bool) -> Scene:
         return self._scene([self._identity, self._other()] if with_other else [self._identity])
 
@@ -298,7 +313,7 @@ def _edit_case(rng: random.Random, scene: Scene, identity: Identity, operation: 
 
 
 def recognition_cases(concept: BenchmarkConcept) -> tuple[tuple[Scene, Turn], ...]:
-    """Return the held-out recognition test: every test photo, and as many pictures without the concept."""
+    """Return the held-out recognition test: every test photo, and as many of others of the class."""
     present = [(scene, recognition_turn(NAME, present=True)) for scene in concept.test]
     return (*present, *((scene, recognition_turn(NAME, present=False)) for scene in concept.strangers))
 

@@ -81,14 +81,15 @@ def read_conditions(
     layers = range(len(language.layers))
 
     def gathered(part: int) -> tuple[Tensor, ...]:
-        chosen = (store.new[layer][part].index_select(0, rows.flatten()) for layer in layers)
+        flat = rows.flatten().to(model.device)
+        chosen = (store.new[layer][part].index_select(0, flat) for layer in layers)
         return tuple(rows_of.reshape(*rows.shape, *rows_of.shape[1:]).transpose(1, 2) for rows_of in chosen)
 
     return Conditions(
         keys=gathered(0),
         values=gathered(1),
-        bias=bias.to(hidden.dtype),
-        positions=torch.tensor(packed.rope_after),
+        bias=bias.to(hidden),
+        positions=torch.tensor(packed.rope_after, device=model.device),
     )
 
 
@@ -124,14 +125,16 @@ class CopiesForward:
         """
         model, language = self.model, self.model.language_model.model
         dtype = model.dtype
+        device = model.device
+        latents, noise, times = latents.to(device), noise.to(device), times.to(device)
         mixed = (1 - times[..., None, None]) * latents[:, None] + times[..., None, None] * noise
-        ids = grid_position_ids(self.grid, side=model.config.max_latent_size)
+        ids = grid_position_ids(self.grid, side=model.config.max_latent_size).to(device)
         count, copies = times.shape
         gen = model.vae2llm(mixed.to(dtype)) + model.latent_pos_embed(ids)
         gen = gen + model.time_embedder(times.flatten()).reshape(count, copies, 1, -1)
         special = model.require_special_ids()
         with torch.no_grad():
-            ends = language.embed_tokens(torch.tensor([special.vision_start, special.vision_end]))
+            ends = language.embed_tokens(torch.tensor([special.vision_start, special.vision_end], device=device))
             frame = ends.expand(count, copies, 2, -1).contiguous()
         cos, sin = rotary_tables(conditions.positions, head_dim=language.head_dim, theta=language.theta, dtype=dtype)
         cos, sin = cos[:, None, None, None], sin[:, None, None, None]

@@ -119,7 +119,7 @@ class DrawingTrainer:
         times = copy_times(*shape[:2], shift=self.model.config.timestep_shift, generator=generator)
         read = read_conditions(self.model, conditions, soft_table=self.soft())
         velocity = self.forward(clean, noise, times, conditions=read)
-        error = (velocity.float() - (noise - clean[:, None])).square()
+        error = (velocity.float() - (noise - clean[:, None]).to(velocity.device)).square()
         return error.mean(dim=(1, 2, 3))
 
     def save(self, elapsed: float) -> None:

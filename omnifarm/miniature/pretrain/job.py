@@ -1,6 +1,6 @@
 """All stages of pre-training, one after the other, each resumable: what `jobs/pretrain_miniature.py` runs.
 
-    render -> vision -> codec -> features -> main -> refine -> export
+    render -> vision -> codec -> features -> main -> drawing -> refine -> export -> judge
 
 Every stage leaves a file in the working folder that says it is done; a killed job run again goes on inside the stage
 that was interrupted. Shares of the wall-clock budget are fixed below.
@@ -8,7 +8,7 @@ that was interrupted. Shares of the wall-clock budget are fixed below.
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,17 +20,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omnifarm.backbone.latents import LatentCodec
+from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.tokenizer import BackboneTokenizer
 from omnifarm.miniature.pretrain.architecture import export, new_backbone, write_configs
 from omnifarm.miniature.pretrain.codec import CodecConfig, load_codec_state, refine_decoder, train_codec
 from omnifarm.miniature.pretrain.corpus import Group, load_corpus, make_group, render_corpus
+from omnifarm.miniature.pretrain.drawing_stage import DrawingConfig, DrawingTrainer
 from omnifarm.miniature.pretrain.features import cached, latent_features, vision_features
-from omnifarm.miniature.pretrain.main_stage import MainConfig, MainTrainer, load_masters
+from omnifarm.miniature.pretrain.judge_stage import JudgeConfig, save_judge, train_judge
+from omnifarm.miniature.pretrain.main_stage import MainConfig, MainTrainer, SoftTable, load_masters
 from omnifarm.miniature.pretrain.sequences import Writer
 from omnifarm.miniature.pretrain.tasks import Features, Sampler
 from omnifarm.miniature.pretrain.vision import VisionConfig, train_vision
 
-SHARES: Mapping[str, float] = {"vision": 0.22, "codec": 0.16, "main": 0.54, "refine": 0.08}
+SHARES: Mapping[str, float] = {
+    "vision": 0.15,
+    "codec": 0.15,
+    "main": 0.30,
+    "drawing": 0.30,
+    "refine": 0.04,
+    "judge": 0.06,
+}
 """Share of the budget per trained stage; rendering and caching take what they take."""
 
 
@@ -47,11 +57,13 @@ class JobConfig:
     num_held_out: int = 200
     """Groups of held-out inhabitants for the curves; at least 64."""
     processes: int = 2
-    """Processes of the main stage."""
+    """Processes of the main and of the drawing stage."""
     device: str = "cpu"
-    """Where the main stage computes."""
+    """Where these two compute."""
     seed: int = 1
     """Of the corpus."""
+    compiled: bool = True
+    """Whether the drawing stage uses torch.compile."""
 
 
 def run_job(config: JobConfig) -> Path:
@@ -80,12 +92,15 @@ def run_job(config: JobConfig) -> Path:
         model = new_backbone(weights)
         model.vit_model.load_state_dict(load_file(str(out / "vit.safetensors")))
         cached(out / "features.safetensors", lambda: vision_features(model.to(torch.bfloat16), pictures))
-    _main(config)
+    _in_processes(config, _main_process, done=out / "main.done")
+    _in_processes(config, _drawing_process, done=out / "drawing.done")
     if not (out / "ae.safetensors").is_file():
         budget_s = SHARES["refine"] * config.budget_s
         refine_decoder(out, config=CodecConfig(budget_s=budget_s), codec=codec, pictures=pictures, latents=latents)
     codec.load(out / "ae.safetensors")
     _export(config, codec)
+    judging = JudgeConfig(budget_s=SHARES["judge"] * config.budget_s)
+    save_judge(train_judge(out, config=judging, pictures=pictures, groups=groups), weights)
     return weights
 
 
@@ -105,19 +120,20 @@ def _groups(config: JobConfig) -> list[Group]:
     return [make_group(config.seed, index) for index in range(config.num_groups)]
 
 
-def _main(config: JobConfig) -> None:
-    if (config.out / "main.done").is_file():
+def _in_processes(config: JobConfig, work: Callable[[int, JobConfig, str], None], *, done: Path) -> None:
+    if done.is_file():
         return
     if config.processes == 1:
-        _main_process(0, config, "")
+        work(0, config, "")
     else:
         port = 20000 + os.getpid() % 20000
         spawn: Any = import_module("torch.multiprocessing").spawn
-        spawn(_main_process, args=(config, f"tcp://127.0.0.1:{port}"), nprocs=config.processes)
-    (config.out / "main.done").touch()
+        spawn(work, args=(config, f"tcp://127.0.0.1:{port}"), nprocs=config.processes)
+    done.touch()
 
 
-def _main_process(rank: int, config: JobConfig, address: str) -> None:
+def _join(rank: int, config: JobConfig, address: str) -> tuple[Backbone, Sampler]:
+    """Join the processes of a stage; return the model as far as it is trained, float32, and this process's samples."""
     torch.set_num_threads(1)
     if address:
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=config.processes)
@@ -129,17 +145,36 @@ def _main_process(rank: int, config: JobConfig, address: str) -> None:
         mean=load_file(str(out / "latents.safetensors"))["features"],
     )
     tokenizer = BackboneTokenizer.from_folder(weights)
+    model.special_ids = tokenizer.special_ids
     # A resumed run must not repeat the samples of its first part.
     seed = int(time.time()) * 64 + rank
-    sampler = Sampler(groups=_groups(config), features=features, writer=Writer(tokenizer), seed=seed)
-    trainer = MainTrainer(
+    return model, Sampler(groups=_groups(config), features=features, writer=Writer(tokenizer), seed=seed)
+
+
+def _main_process(rank: int, config: JobConfig, address: str) -> None:
+    model, sampler = _join(rank, config, address)
+    MainTrainer(
         model.to(device=config.device, dtype=torch.bfloat16),
         sampler=sampler,
-        special_ids=tokenizer.special_ids,
-        folder=out,
+        special_ids=model.require_special_ids(),
+        folder=config.out,
         config=MainConfig(budget_s=SHARES["main"] * config.budget_s),
-    )
-    trainer.run()
+    ).run()
+    if address:
+        dist.destroy_process_group()
+
+
+def _drawing_process(rank: int, config: JobConfig, address: str) -> None:
+    model, sampler = _join(rank, config, address)
+    soft = SoftTable(sampler.writer.rows, width=model.config.hidden_size, seed=0)
+    load_masters(config.out / "main_state.safetensors", model, soft=soft)
+    DrawingTrainer(
+        model.to(device=config.device, dtype=torch.bfloat16),
+        soft=soft.to(device=config.device, dtype=torch.bfloat16),
+        sampler=sampler,
+        folder=config.out,
+        config=DrawingConfig(budget_s=SHARES["drawing"] * config.budget_s, compiled=config.compiled),
+    ).run()
     if address:
         dist.destroy_process_group()
 
@@ -148,7 +183,8 @@ def _export(config: JobConfig, codec: LatentCodec) -> None:
     weights = config.out / "weights"
     model = new_backbone(weights)
     model.vit_model.load_state_dict(load_file(str(config.out / "vit.safetensors")))
-    load_masters(config.out / "main_state.safetensors", model)
+    for stage in ("main", "drawing"):
+        load_masters(config.out / f"{stage}_state.safetensors", model)
     export(weights, model=model, codec=codec)
 
 

@@ -184,12 +184,14 @@ def rate_scale(fraction: float, *, step: int, anneal_from: float) -> float:
     return warm * falling
 
 
-def load_masters(path: Path, model: Backbone) -> int:
-    """Write the float32 masters of a saved state into a float32 model; return its step."""
+def load_masters(path: Path, model: Backbone, *, soft: SoftTable | None = None) -> int:
+    """Write the float32 masters of a saved state into a float32 model, and into `soft`; return the state's step."""
     state, facts = load_state(path)
     parameters = dict(model.named_parameters())
+    if soft is not None:
+        parameters |= {f"soft.{name}": parameter for name, parameter in soft.named_parameters()}
     with torch.no_grad():
         for index, name in enumerate(facts["names"]):
-            if not name.startswith("soft."):
+            if name in parameters:
                 parameters[name].copy_(state[f"master.{index}"])
     return int(facts["step"])
