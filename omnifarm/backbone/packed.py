@@ -128,6 +128,8 @@ class Pack(_Movable):
     """(L,) for each place in the sequence its memory row."""
     source: Tensor
     """(L,) in memory order: rows into [looked-up text, soft, ViT, latent] vectors."""
+    num_shared: int
+    """Tokens that samples would have had besides, were equal prefixes not laid out once."""
     plan: AttentionPlan
     """Attention over memory rows; keys are all samples' cached tokens, then the new ones in memory order."""
 

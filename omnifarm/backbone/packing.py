@@ -4,7 +4,7 @@ Training and inference share this packer; inference packs one segment behind a c
 model needs are made here, once per pack (BAGEL specification 3, 6).
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +49,7 @@ def pack(
     special_ids: SpecialIds,
     config: BackboneConfig,
     starts: Sequence[Start] | None = None,
+    share_prefixes: bool = False,
 ) -> Pack:
     """Lay samples out as one packed sequence on the CPU.
 
@@ -57,6 +58,9 @@ def pack(
         special_ids: Frame tokens.
         config: Table sides, vocabulary size, training timestep shift.
         starts: For cached inference, what each sample continues from.
+        share_prefixes: For training, lay out equal leading segments of samples once: a tree, in which a sample sees
+            its own path. Losses and gradients are those of the samples apart; `sample_lens` then counts what a sample
+            adds. Texts are equal by their ids and slots, pictures by being the same tensor.
 
     Returns:
         The pack.
@@ -67,7 +71,9 @@ def pack(
     """
     if starts is not None and len(starts) != len(samples):
         raise ConfigError(f"starts must have one entry per sample ({len(samples)}), found {len(starts)}")
-    layout = _Layout(special_ids=special_ids, config=config)
+    if starts is not None and share_prefixes:
+        raise ConfigError("prefixes are shared in training packs only; cached contexts share theirs already")
+    layout = _Layout(special_ids=special_ids, config=config, share_prefixes=share_prefixes)
     for index, sample in enumerate(samples):
         layout.add_sample(index, sample, start=starts[index] if starts is not None else Start())
     return layout.finish(starts)
@@ -76,8 +82,11 @@ def pack(
 class _Layout:
     """Lists under construction, one call per segment."""
 
-    def __init__(self, *, special_ids: SpecialIds, config: BackboneConfig) -> None:
+    def __init__(self, *, special_ids: SpecialIds, config: BackboneConfig, share_prefixes: bool) -> None:
         self.special_ids, self.config = special_ids, config
+        self.share_prefixes = share_prefixes
+        self.prefixes: dict[tuple[int, Hashable], _Prefix] = {}
+        self.ancestors: list[list[range]] = []
         self.length = 0
         self.rope = 0
         self.sample = 0
@@ -101,9 +110,17 @@ class _Layout:
 
     def add_sample(self, index: int, sample: Sequence[Segment], *, start: Start) -> None:
         self.sample, self.rope = index, start.rope
-        first_token, first_split = self.length, len(self.split_lens)
         open_frames = 0
+        first_token, first_split = self.length, len(self.split_lens)
+        path: list[range] = []
+        node, is_prefix = 0, self.share_prefixes
         for segment in sample:
+            is_prefix = is_prefix and _is_shareable(segment)
+            key = (node, _content(segment)) if is_prefix else None
+            if key is not None and (known := self.prefixes.get(key)) is not None:
+                node, self.rope = known.node, known.rope
+                path.append(known.tokens)
+                continue
             if segment.dropped:
                 # Dropped images leave a gap of one position; dropped text leaves none (6.2).
                 self.rope += 0 if isinstance(segment, TextSegment) else 1
@@ -128,6 +145,10 @@ class _Layout:
                 self.split_lens.append(self.length - before)
                 self.modes.append(mode)
             open_frames = open_frames + 1 if is_frame and not segment.split_end else 0  # type: ignore[union-attr]
+            if key is not None:
+                node = len(self.prefixes) + 1
+                self.prefixes[key] = _Prefix(node=node, tokens=range(before, self.length), rope=self.rope)
+        self.ancestors.append(path)
         if open_frames:
             raise ConfigError("a video split is still open; its last frame must have split_end=True")
         self.sample_lens.append(self.length - first_token)
@@ -230,6 +251,7 @@ class _Layout:
             sequence_of=sequence_of,
             memory_of=memory_of,
             source=source[sequence_of],
+            num_shared=sum(len(span) for path in self.ancestors for span in path),
             plan=self.plan(sequence_of, memory_of, starts),
         )
 
@@ -304,12 +326,17 @@ class _Layout:
         pasts = [0] * len(self.sample_lens) if starts is None else [start.kv_len for start in starts]
         sequences: list[Visibility] = []
         token = split = past = 0
-        for length, num_splits, kv_len in zip(self.sample_lens, self.splits_of_sample, pasts, strict=True):
+        laid_out = zip(self.sample_lens, self.splits_of_sample, pasts, self.ancestors, strict=True)
+        for length, num_splits, kv_len, path in laid_out:
             span = slice(split, split + num_splits)
             mask = split_mask(self.split_lens[span], modes=self.modes[span])
             mask = torch.cat((torch.ones(length, kv_len, dtype=torch.bool), mask), dim=1)
             rows = memory_of[token : token + length]
             keys = torch.cat((torch.arange(past, past + kv_len), sum(pasts) + rows))
+            above = [memory_of[span.start : span.stop] for span in path]
+            if above:
+                keys = torch.cat((*above, keys))
+                mask = torch.cat((torch.ones(length, len(keys) - len(rows), dtype=torch.bool), mask), dim=1)
             sequences.append(Visibility(query_rows=rows, key_rows=keys, mask=mask))
             token, split, past = token + length, split + num_splits, past + kv_len
         if starts is not None and len(sequences) == 1:
@@ -318,6 +345,34 @@ class _Layout:
             mask = sequences[0].mask[sequence_of][:, columns]  # type: ignore[index]
             return plan_single(None if bool(mask.all()) else mask)
         return plan_attention(sequences, num_queries=self.length)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prefix:
+    """A node of the tree of shared prefixes: a segment behind its ancestors."""
+
+    node: int
+    tokens: range
+    rope: int
+
+
+def _is_shareable(segment: Segment) -> bool:
+    """Say whether a sample may still be sharing its prefix behind this segment: it has no loss, noise or gap."""
+    if segment.end_label is not None:
+        return False
+    if isinstance(segment, TextSegment):
+        return not segment.has_loss
+    is_whole = isinstance(segment, VitSegment) or (segment.split_start and segment.split_end and not segment.is_noised)
+    return is_whole and not segment.dropped
+
+
+def _content(segment: Segment) -> Hashable:
+    """Return what makes two shareable segments the same."""
+    if isinstance(segment, TextSegment):
+        return (segment.dropped, segment.ids, segment.soft)
+    if isinstance(segment, VitSegment):
+        return (segment.grid, id(segment.patches if segment.features is None else segment.features))
+    return (segment.grid, id(segment.latents))
 
 
 def shifted(t: float, *, shift: float) -> float:

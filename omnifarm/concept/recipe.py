@@ -63,6 +63,8 @@ class TrainingRecipe:
     """Share of the samples that are captions with a drawing."""
     share_editing: float = 1 / 3
     """Share of the samples that are edits."""
+    noise_draws: int = 1
+    """Noised copies of each drawing or edit behind its condition, which is read once for all of them."""
     text_dropout: float = 0.1
     """Probability that a drawing or edit is learned without its text (and system prompt)."""
     vae_dropout: float = 0.3
@@ -85,7 +87,7 @@ class TrainingRecipe:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "noise_draws"):
             _whole(name, getattr(self, name), least=1)
         for name in ("warmup_steps", "num_und", "num_gen", "seed"):
             _whole(name, getattr(self, name), least=0)

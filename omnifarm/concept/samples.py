@@ -4,6 +4,8 @@
     generation     [system] [caption] [picture, noised]
     editing        [system] [source, clean latents] [source, ViT] [instruction] [target, noised]
 
+A drawing or edit may end in several noised copies of its target, which do not see each other.
+
 Condition dropout mirrors guidance (BAGEL specification 6.2): a sample learned without its text is learned without
 its system prompt too, because the text-free branch of guidance has neither. Everything random is drawn from
 (seed, concept, step, index), never from a shared stream.
@@ -63,10 +65,10 @@ class Draws:
     """Learn without the source's latents."""
     is_vit_dropped: bool = False
     """Learn without the source's ViT features."""
-    timestep_logit: float = 0.0
-    """u of t = shift(sigmoid(u)), standard normal."""
-    noise: Tensor | None = None
-    """(N, E) of the target."""
+    timestep_logits: tuple[float, ...] = ()
+    """u of t = shift(sigmoid(u)) of every noised copy: standard normal, each from its own quantiles."""
+    noises: tuple[Tensor, ...] = ()
+    """(N, E) of every noised copy of the target."""
     target_posterior: Tensor | None = None
     """(N, E) posterior noise of the target; None takes the mean."""
     source_posterior: Tensor | None = None
@@ -106,7 +108,7 @@ def build_segments(
     if example.task == "understanding":
         picture = [] if image is None else [image.vit()]
         return [prompter.system(), *picture, prompter.user(example.prompt), prompter.target(example.answer)]
-    if target is None or draws.noise is None or (example.task == "editing" and image is None):
+    if target is None or not draws.noises or (example.task == "editing" and image is None):
         raise ConfigError(f"a {example.task} sample needs its pictures and noise, found none for {example.prompt!r}")
     without_text = draws.is_text_dropped
     conditions: list[Segment] = []
@@ -119,10 +121,9 @@ def build_segments(
         prompter.system(dropped=without_text),
         *conditions,
         prompter.user(example.prompt, dropped=without_text),
-        target.target(
-            timestep_logit=draws.timestep_logit,
-            noise=draws.noise,
-            posterior_noise=draws.target_posterior,
+        *(
+            target.target(timestep_logit=logit, noise=noise, posterior_noise=draws.target_posterior)
+            for logit, noise in zip(draws.timestep_logits, draws.noises, strict=True)
         ),
     ]
 
@@ -140,15 +141,24 @@ def draw_randomness(
         return Draws()
     chances = torch.rand(3, generator=source).tolist()
     is_edit = example.task == "editing"
+    copies = recipe.noise_draws
     return Draws(
         is_text_dropped=chances[0] < recipe.text_dropout,
         is_vae_dropped=is_edit and chances[1] < recipe.vae_dropout,
         is_vit_dropped=is_edit and chances[2] < recipe.vit_dropout,
-        timestep_logit=float(torch.randn((), generator=source)),
-        noise=torch.randn(target.mean.shape, generator=source),
+        timestep_logits=_timestep_logits(copies, source=source),
+        noises=tuple(torch.randn(target.mean.shape, generator=source) for _ in range(copies)),
         target_posterior=torch.randn(target.mean.shape, generator=source),
         source_posterior=None if image is None else torch.randn(image.mean.shape, generator=source),
     )
+
+
+def _timestep_logits(copies: int, *, source: torch.Generator) -> tuple[float, ...]:
+    """Draw one logit per copy, copy k between the quantiles k/copies and (k+1)/copies: together they are normal."""
+    if copies == 1:
+        return (float(torch.randn((), generator=source)),)
+    places = (torch.arange(copies) + torch.rand(copies, generator=source)) / copies
+    return tuple(torch.special.ndtri(places.double().clamp(1e-6, 1 - 1e-6)).tolist())
 
 
 class ConceptSamples:

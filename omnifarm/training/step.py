@@ -88,7 +88,7 @@ def _forward_backward(
         sequences += [shift_rows(sample.segments, by=row) for sample in samples]
         tasks += [sample.task for sample in samples]
         row += lane.soft.shape[0]
-    packed = pack(sequences, special_ids=special_ids, config=config).to(sharding.device)
+    packed = pack(sequences, special_ids=special_ids, config=config, share_prefixes=True).to(sharding.device)
     tables = [lane.soft for lane in lanes]
     output = sharding.forward(packed, soft_table=torch.cat(tables))
     losses = [

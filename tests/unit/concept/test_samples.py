@@ -85,7 +85,7 @@ def test_each_task_has_its_layout(backbone: LoadedBackbone, prompter: Prompter) 
                 prompter=prompter,
                 image=image if has_image else None,
                 target=None if task == "understanding" else image,
-                draws=Draws(noise=noise, **draws),
+                draws=Draws(noises=(noise,), timestep_logits=(0.0,), **draws),
             )
         )
 
@@ -105,9 +105,26 @@ def test_only_the_answer_has_loss_and_only_the_target_is_noised(backbone: Loaded
     assert [one.has_loss for one in segments if isinstance(one, TextSegment)] == [False, False, True]
     image = prepare(backbone, draw(3))
     edit = Example(task="editing", kind="edit", prompt="remove <maeve>")
-    draws = Draws(noise=torch.zeros_like(image.mean), timestep_logit=0.5)
+    draws = Draws(noises=(torch.zeros_like(image.mean),), timestep_logits=(0.5,))
     segments = build_segments(edit, prompter=prompter, image=image, target=image, draws=draws)
     assert [one.is_target for one in segments if isinstance(one, LatentSegment)] == [False, True]
+
+
+def test_noised_copies_share_one_condition_and_are_normal_together(
+    backbone: LoadedBackbone, prompter: Prompter
+) -> None:
+    image = prepare(backbone, draw(3))
+    example = Example(task="generation", kind="caption", prompt="A photo of <maeve>.")
+    recipe = TrainingRecipe(noise_draws=4, text_dropout=0.0)
+    source = generator(0, "copies")
+    drawn = [draw_randomness(example, recipe=recipe, image=None, target=image, source=source) for _ in range(300)]
+    segments = build_segments(example, prompter=prompter, image=None, target=image, draws=drawn[0])
+    assert [type(one).__name__ for one in segments] == ["TextSegment"] * 2 + ["LatentSegment"] * 4
+    logits = torch.tensor([one.timestep_logits for one in drawn])
+    assert bool((logits.diff(dim=1) > 0).all())
+    assert float(logits.mean()) == pytest.approx(0, abs=0.06)
+    assert float(logits.std()) == pytest.approx(1, abs=0.06)
+    assert len({float(noise.sum()) for noise in drawn[0].noises}) == 4
 
 
 def test_a_drawing_without_its_picture_is_refused(prompter: Prompter) -> None:
