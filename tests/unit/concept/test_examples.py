@@ -131,3 +131,21 @@ def test_facts_of_common_forms_are_asked_about(fact: str, question: str) -> None
 
 def test_facts_of_other_forms_are_left_to_the_general_questions() -> None:
     assert fact_questions("Everybody knows <bo>.", identifier="<bo>") == ()
+
+
+def test_a_photo_that_is_asked_about_is_recognised_in_the_same_step() -> None:
+    asked_of_all = tuple(
+        QA(question=f"What is {i}?", answer="This.", image=photo, kind="vqa") for i, photo in enumerate(SPEC.images)
+    )
+    spec = replace(SPEC, qa=asked_of_all)
+    recipe = TrainingRecipe(batch_size=12, share_understanding=1.0, share_generation=0.0, share_editing=0.0)
+    sampler = ExampleSampler(spec, recipe=recipe)
+    seen: Counter[str] = Counter()
+    for step in range(40):
+        examples = sampler.draw(step)
+        asked = {one.image.path for one in examples if one.kind == "vqa" and one.image}
+        present = [one.image.path for one in examples if one.kind == "recognition_yes" and one.image]
+        assert set(present) <= asked
+        seen.update(present)
+    assert set(seen) == {photo.path for photo in SPEC.images}
+    assert max(seen.values()) <= 2 * min(seen.values())
