@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 _PLAIN_ELEMENTS = 1 << 20
 """Largest query times key length whose score matrix is worth writing out."""
 
