@@ -83,17 +83,22 @@ class Backbone(nn.Module):
             raise ConfigError("the backbone has no special_ids yet; set them from the tokenizer before inference")
         return self.special_ids
 
-    def set_training_mode(self, *, gradient_checkpointing: bool = False, touch_every_parameter: bool = False) -> None:
+    def set_training_mode(
+        self, *, gradient_checkpointing: bool = False, touch_every_parameter: bool = False, compiled: bool = False
+    ) -> None:
         """Choose how gradients are computed; results do not change.
 
         Args:
             gradient_checkpointing: Recompute each layer in the backward pass instead of keeping its activations.
             touch_every_parameter: Run every module in every forward pass, on no tokens if need be, as training with
                 sharded weights requires.
+            compiled: Fuse what surrounds attention with torch.compile, which first takes up to a minute and needs a C++
+                compiler on the CPU; results then agree within rounding.
         """
         self.language_model.model.gradient_checkpointing = gradient_checkpointing
         self.vit_model.vision_model.gradient_checkpointing = gradient_checkpointing
         self.language_model.model.touch_every_parameter = touch_every_parameter
+        self.language_model.model.compiled = compiled
 
     def initialise(self, *, std: float = 0.02, generator: torch.Generator | None = None) -> None:
         """Draw new weights, in place: normal matrices, zero biases, unit norms, zero velocity output.

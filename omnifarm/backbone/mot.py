@@ -7,6 +7,8 @@ Official parameter names: the generation copies carry the suffix `_moe_gen`.
 Shape letters: U understanding rows, E generation rows, N = U + E, D width, H heads, G key heads, d head width.
 """
 
+from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -21,6 +23,10 @@ from omnifarm.backbone.positions import rotary_tables, rotate
 
 SUFFIXES = ("", "_moe_gen")
 """Name suffix of the understanding and of the generation modules."""
+
+
+RotaryTables = tuple[Tensor, Tensor]
+"""Cosines and sines (n, d) of some rows."""
 
 
 class KeyStore(Protocol):
@@ -53,6 +59,8 @@ class MoTModel(nn.Module):
         self.gradient_checkpointing = False
         self.touch_every_parameter = False
         """Run both experts even on no tokens: sharded training needs every rank to touch the same weights."""
+        self.compiled = False
+        """Fuse what surrounds attention with torch.compile: for long runs, since it first compiles for a minute."""
 
     def forward(
         self, hidden_ND: Tensor, *, num_und: int, positions: Tensor, plan: AttentionPlan, store: KeyStore | None = None
@@ -69,16 +77,21 @@ class MoTModel(nn.Module):
         Returns:
             (N, D) after the final norms, in memory order.
         """
-        tables = rotary_tables(positions, head_dim=self.head_dim, theta=self.theta, dtype=hidden_ND.dtype)
-        und, gen = torch.split(hidden_ND, [num_und, len(hidden_ND) - num_und])
-        slices = (und, gen)
+        counts = [num_und, len(hidden_ND) - num_und]
+        tables = self.rotary(positions, counts=counts, dtype=hidden_ND.dtype)
+        slices = torch.split(hidden_ND, counts)
         touch = self.touch_every_parameter or not len(hidden_ND)
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                slices = checkpoint(layer, slices, tables, plan, store, touch, use_reentrant=False)
+                slices = checkpoint(layer, slices, tables, plan, store, touch, self.compiled, use_reentrant=False)
             else:
-                slices = layer(slices, tables, plan, store, touch)
+                slices = layer(slices, tables, plan, store, touch, self.compiled)
         return torch.cat((self.norm(slices[0]), self.norm_moe_gen(slices[1])))
+
+    def rotary(self, positions: Tensor, *, counts: list[int], dtype: torch.dtype) -> tuple[RotaryTables, ...]:
+        """Return (cos, sin) of each expert's rows; `counts` are their numbers of rows."""
+        cos, sin = rotary_tables(positions, head_dim=self.head_dim, theta=self.theta, dtype=dtype)
+        return tuple(zip(torch.split(cos, counts), torch.split(sin, counts), strict=True))
 
 
 class MoTLayer(nn.Module):
@@ -86,7 +99,8 @@ class MoTLayer(nn.Module):
 
     def __init__(self, config: Qwen2Config, *, index: int) -> None:
         super().__init__()
-        self.self_attn = MoTAttention(config, index=index)
+        self.index = index
+        self.self_attn = MoTAttention(config)
         for suffix in SUFFIXES:
             self.add_module(f"mlp{suffix}", GatedMLP(config.hidden_size, inner=config.intermediate_size))
             for name in ("input_layernorm", "post_attention_layernorm"):
@@ -94,34 +108,45 @@ class MoTLayer(nn.Module):
 
     def forward(
         self,
-        slices: tuple[Tensor, Tensor],
-        tables: tuple[Tensor, Tensor],
+        slices: tuple[Tensor, ...],
+        tables: tuple[RotaryTables, ...],
         plan: AttentionPlan,
         store: KeyStore | None,
         touch: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Map ((U, D), (E, D)) to the same shapes."""
-        normed = tuple(
-            getattr(self, f"input_layernorm{suffix}")(hidden) if hidden.shape[0] or touch else hidden
-            for suffix, hidden in zip(SUFFIXES, slices, strict=True)
+        compiled: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """Map ((U, D), (E, D)) to the same shapes; `tables` holds each expert's own rows."""
+        enter, leave = _compiled() if compiled else (_enter, _leave)
+        is_run = [bool(hidden.shape[0]) or touch for hidden in slices]
+        entered = [
+            enter(self._entrance(suffix), hidden, *table, self.self_attn.head_dim)
+            for suffix, hidden, table, run in zip(SUFFIXES, slices, tables, is_run, strict=True)
+            if run
+        ]
+        query, key, value = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*entered, strict=True))
+        if store is not None:
+            key, value = store.update(self.index, key, value)
+        mixed = torch.split(attend(query, key, value, plan=plan), [hidden.shape[0] for hidden in slices])
+        return tuple(
+            leave(self._exit(suffix), hidden, part) if run else hidden
+            for suffix, hidden, part, run in zip(SUFFIXES, slices, mixed, is_run, strict=True)
         )
-        mixed = self.self_attn(normed, tables, plan, store, touch)
-        out = []
-        for suffix, hidden, update in zip(SUFFIXES, slices, mixed, strict=True):
-            if hidden.shape[0] or touch:
-                hidden = hidden + update
-                post_norm, mlp = getattr(self, f"post_attention_layernorm{suffix}"), getattr(self, f"mlp{suffix}")
-                hidden = hidden + mlp(post_norm(hidden))
-            out.append(hidden)
-        return out[0], out[1]
+
+    def _entrance(self, suffix: str) -> tuple[nn.Module, ...]:
+        names = ("q_proj", "k_proj", "v_proj", "q_norm", "k_norm")
+        inner = (getattr(self.self_attn, name + suffix) for name in names)
+        return (getattr(self, f"input_layernorm{suffix}"), *inner)
+
+    def _exit(self, suffix: str) -> tuple[nn.Module, ...]:
+        output = getattr(self.self_attn, f"o_proj{suffix}")
+        return output, getattr(self, f"post_attention_layernorm{suffix}"), getattr(self, f"mlp{suffix}")
 
 
 class MoTAttention(nn.Module):
-    """Separate projections and head norms per expert, one softmax over everybody."""
+    """Holds separate projections and head norms per expert; the layer mixes them in one softmax."""
 
-    def __init__(self, config: Qwen2Config, *, index: int) -> None:
+    def __init__(self, config: Qwen2Config) -> None:
         super().__init__()
-        self.index = index
         self.head_dim = config.hidden_size // config.num_attention_heads
         key_width = self.head_dim * int(config.num_key_value_heads or config.num_attention_heads)
         for suffix in SUFFIXES:
@@ -132,38 +157,25 @@ class MoTAttention(nn.Module):
             self.add_module(f"q_norm{suffix}", RMSNorm(self.head_dim, eps=config.rms_norm_eps))
             self.add_module(f"k_norm{suffix}", RMSNorm(self.head_dim, eps=config.rms_norm_eps))
 
-    def forward(
-        self,
-        slices: tuple[Tensor, Tensor],
-        tables: tuple[Tensor, Tensor],
-        plan: AttentionPlan,
-        store: KeyStore | None,
-        touch: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Map normed ((U, D), (E, D)) to attention outputs of the same shapes."""
-        projected = [
-            self._project(hidden, suffix=suffix)
-            for suffix, hidden in zip(SUFFIXES, slices, strict=True)
-            if hidden.shape[0] or touch
-        ]
-        query, key, value = (
-            parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*projected, strict=True)
-        )
-        cos, sin = tables
-        query = rotate(query, cos_Nd=cos, sin_Nd=sin)
-        key = rotate(key, cos_Nd=cos, sin_Nd=sin)
-        if store is not None:
-            key, value = store.update(self.index, key, value)
-        mixed = attend(query, key, value, plan=plan)
-        parts = torch.split(mixed, [slices[0].shape[0], slices[1].shape[0]])
-        return tuple(  # type: ignore[return-value]
-            getattr(self, f"o_proj{suffix}")(part) if part.shape[0] or touch else part
-            for suffix, part in zip(SUFFIXES, parts, strict=True)
-        )
 
-    def _project(self, hidden: Tensor, *, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries (n, H, d), keys and values (n, G, d) of one expert, before rotary."""
-        query, key, value = (
-            getattr(self, f"{name}_proj{suffix}")(hidden).unflatten(-1, (-1, self.head_dim)) for name in "qkv"
-        )
-        return getattr(self, f"q_norm{suffix}")(query), getattr(self, f"k_norm{suffix}")(key), value
+def _enter(
+    modules: tuple[nn.Module, ...], hidden: Tensor, cos: Tensor, sin: Tensor, head_dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one expert's rotated queries (n, H, d) and keys (n, G, d), and its values (n, G, d)."""
+    norm, q_proj, k_proj, v_proj, q_norm, k_norm = modules
+    normed = norm(hidden)
+    query, key, value = (proj(normed).unflatten(-1, (-1, head_dim)) for proj in (q_proj, k_proj, v_proj))
+    return rotate(q_norm(query), cos_Nd=cos, sin_Nd=sin), rotate(k_norm(key), cos_Nd=cos, sin_Nd=sin), value
+
+
+def _leave(modules: tuple[nn.Module, ...], hidden: Tensor, mixed: Tensor) -> Tensor:
+    """Add attention output and MLP to one expert's rows (n, D)."""
+    output, norm, mlp = modules
+    hidden = hidden + output(mixed)
+    added: Tensor = hidden + mlp(norm(hidden))
+    return added
+
+
+@cache
+def _compiled() -> tuple[Callable[..., tuple[Tensor, Tensor, Tensor]], Callable[..., Tensor]]:
+    return torch.compile(_enter, dynamic=True), torch.compile(_leave, dynamic=True)

@@ -90,6 +90,7 @@ DEFAULTS: dict[str, Any] = {
         "share_understanding": 8 / 11,
         "share_generation": 2 / 11,
         "share_editing": 1 / 11,
+        "noise_draws": 3,
     },
 }
 """What serving and training use when nothing else is asked; measured, not guessed, where the model card says so."""

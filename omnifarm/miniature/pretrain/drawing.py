@@ -62,10 +62,9 @@ def read_conditions(
     packed = pack(samples, special_ids=model.require_special_ids(), config=model.config).to(model.device)
     language = model.language_model.model
     hidden = model.embed(packed, soft_table=soft_table)
-    tables = rotary_tables(
-        packed.position_ids[packed.sequence_of], head_dim=language.head_dim, theta=language.theta, dtype=hidden.dtype
-    )
-    und, gen = torch.split(hidden, [packed.num_und, len(hidden) - packed.num_und])
+    counts = [packed.num_und, len(hidden) - packed.num_und]
+    tables = language.rotary(packed.position_ids[packed.sequence_of], counts=counts, dtype=hidden.dtype)
+    und, gen = torch.split(hidden, counts)
     store = GrowingStore([])
     for layer in language.layers:
         und, gen = layer((und.detach(), gen), tables, packed.plan, store, False)

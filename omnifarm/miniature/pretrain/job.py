@@ -63,7 +63,7 @@ class JobConfig:
     seed: int = 1
     """Of the corpus."""
     compiled: bool = True
-    """Whether the drawing stage uses torch.compile."""
+    """Whether main and drawing stage use torch.compile."""
 
 
 def run_job(config: JobConfig) -> Path:
@@ -158,7 +158,7 @@ def _main_process(rank: int, config: JobConfig, address: str) -> None:
         sampler=sampler,
         special_ids=model.require_special_ids(),
         folder=config.out,
-        config=MainConfig(budget_s=SHARES["main"] * config.budget_s),
+        config=MainConfig(budget_s=SHARES["main"] * config.budget_s, compiled=config.compiled),
     ).run()
     if address:
         dist.destroy_process_group()

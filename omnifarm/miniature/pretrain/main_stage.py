@@ -47,6 +47,8 @@ class MainConfig:
     """Rates."""
     save_every_s: float = 60.0
     """Between two states on disk."""
+    compiled: bool = False
+    """Whether to use torch.compile."""
     seed: int = 0
     """Of samples and weights."""
 
@@ -91,6 +93,7 @@ class MainTrainer:
         width = model.config.hidden_size
         self.soft = SoftTable(sampler.writer.rows, width=width, seed=config.seed).to(model.dtype)
         model.vit_model.requires_grad_(False)
+        model.set_training_mode(compiled=config.compiled)
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         named += [(f"soft.{n}", p) for n, p in self.soft.named_parameters()]
         self.optimizer = MasterOptimizer(named, config=config.optimizer, adam_only=ADAM_ONLY)
