@@ -84,10 +84,11 @@ def evaluate(plan: EvaluationPlan, *, workers: int) -> dict[str, Any]:
             parts = [future.result() for future in futures]
     by_name = {name: values for part in parts for name, values in part["concepts"].items()}
     ordered = {concept.name: by_name[concept.name] for concept in concepts}
+    summary = _summary([values["learned"] for values in ordered.values()])
+    summary["metrics"]["codec_subject_psnr"] = round(float(np.mean([part["codec_subject_psnr"] for part in parts])), 2)
     return {
         "seed": plan.seed,
-        **_summary([values["learned"] for values in ordered.values()]),
-        "codec_subject_psnr": round(float(np.mean([part["codec_subject_psnr"] for part in parts])), 2),
+        **summary,
         "baselines": _baselines(list(ordered.values())),
         "minutes": round(max(part["learning_s"] for part in parts) / 60, 2),
         "concepts": ordered,
