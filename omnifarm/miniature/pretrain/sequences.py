@@ -31,6 +31,7 @@ NUM_SLOTS = 16
 NUM_ALIASES = 32
 """Vectors that stand for a name in `soft` introductions."""
 _NUM_FILLERS = 16
+_SILENT = 0.25
 
 _FACT_HEADS = {
     "home": tuple(PLACES),
@@ -139,8 +140,11 @@ class Writer:
         for expert in ("und", "gen"):
             if expert == "gen":
                 ids += self.encode(" ")
-            rows = self.rows.of_identity(identity, expert=expert)
-            if facts is not None:
+            # What is told in words must not hang on vectors that only drawing trains: facts stand with the
+            # understanding expert alone, and now and then the generation expert knows nothing.
+            is_silent = expert == "gen" and rng.random() < _SILENT
+            rows = [] if is_silent else self.rows.of_identity(identity, expert=expert)
+            if facts is not None and expert == "und":
                 rows += self.rows.of_facts(facts, expert=expert)
             rows += self._fillers(rng, NUM_SLOTS - len(rows))
             rng.shuffle(rows)

@@ -258,11 +258,11 @@ class Sampler:
     def _edit_of(self, group: Group) -> tuple[int, int, str]:
         kind = self.rng.random()
         removing = removal_instruction(NAME, group.first.noun)
-        if kind < 0.25:
+        if kind < 0.1:
             return corpus.FIRST, corpus.FIRST_GONE, removing
-        if kind < 0.62:
+        if kind < 0.4:
             return corpus.BOTH, corpus.BOTH_GONE, removing
-        if kind < 0.66 and group.second.noun == group.first.noun:
+        if kind < 0.43 and group.second.noun == group.first.noun:
             return corpus.OTHER, corpus.OTHER, removing
         return corpus.SECOND, corpus.EDITED, group.edit.instruction
 
