@@ -7,36 +7,25 @@ Running it again does nothing for concepts that are committed and goes on with t
 cannot be learned fails alone; the exit code is then 1.
 """
 
-import json as jsonlib
-import os
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from omnifarm.cli.job_progress import announce, say, showing_progress, summarise
+from omnifarm.cli.output import json_object, people
 from omnifarm.clock import SystemClock
 from omnifarm.errors import ConfigError, OmniFarmError
 from omnifarm.farm import ray_cluster
-from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.job import JobState
 from omnifarm.farm.planner import plan_cell
-from omnifarm.farm.progress import ProgressMeter, duration
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import inspect_backbone, submit_concepts
 from omnifarm.farm.worker import WorkerSettings
 from omnifarm.logs import configure
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
-
-_LOOK_S = 5.0
-_people = Console(stderr=True)
 
 
 def main(
@@ -71,7 +60,7 @@ def main(
             "learning_rate": lr,
             "seed": seed,
             "precision": precision,
-            **_json_object(recipe),
+            **json_object(recipe, what="--recipe"),
         }
         url, place = _resolve(store, what="--store"), _resolve(concepts, what="--concepts")
         opened = open_store(url)
@@ -80,7 +69,7 @@ def main(
         chosen = inspect_backbone(backbone, overrides=overrides)
         records = submit_concepts(place, queue=queue, backbone=chosen, only=only or ())
         job_ids = [record.job_id for record in records]
-        _announce(records, backbone=backbone, fingerprint=chosen.fingerprint, steps=chosen.recipe.steps)
+        announce(records, backbone=backbone, fingerprint=chosen.fingerprint, steps=chosen.recipe.steps)
         pending = [record for record in records if not record.state.is_finished]
         if pending:
             ray_cluster.connect()
@@ -91,7 +80,7 @@ def main(
                 workers=workers,
                 lanes=lanes,
             )
-            _say(f"{shape.num_workers} workers with {shape.lanes} lanes each, {shape.cpus_per_worker} threads a worker")
+            say(f"{shape.num_workers} workers with {shape.lanes} lanes each, {shape.cpus_per_worker} threads a worker")
             cell = ray_cluster.CellConfig(
                 store=url,
                 backbone=chosen.name,
@@ -109,14 +98,14 @@ def main(
                     heartbeat_s=min(5.0, lease_s / 4),
                 ),
             )
-            with _showing_progress(queue, job_ids, clock):
+            with showing_progress(queue, job_ids, clock):
                 ray_cluster.run_cell(cell)
         # What was learned is what the store says, whatever the cell reported.
         records = queue.list(job_ids)
     except OmniFarmError as error:
-        _people.print(f"[red]error:[/] {escape(str(error))}")
+        people.print(f"[red]error:[/] {escape(str(error))}")
         raise typer.Exit(2) from error
-    _summarise(records, took_s=clock.monotonic_s() - began_s, as_json=json)
+    summarise(records, took_s=clock.monotonic_s() - began_s, as_json=json)
     if any(record.state is not JobState.COMMITTED for record in records):
         raise typer.Exit(1)
 
@@ -134,103 +123,6 @@ def _resolve(url: str, *, what: str) -> str:
             f"deleted later: give an absolute path or s3://..."
         )
     return str(path.resolve())
-
-
-def _json_object(text: str | None) -> dict[str, Any]:
-    if text is None:
-        return {}
-    try:
-        values = jsonlib.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--recipe must be a JSON object, found {text!r}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"--recipe must be a JSON object, found {text!r}")
-    return values
-
-
-def _announce(records: Sequence[JobRecord], *, backbone: str, fingerprint: str, steps: int) -> None:
-    counts = {state: sum(record.state is state for record in records) for state in JobState}
-    _say(f"backbone {backbone} ({fingerprint[:12]}), {len(records)} concepts, {steps} steps each")
-    if counts[JobState.COMMITTED]:
-        _say(f"{counts[JobState.COMMITTED]} are learned already and stay as they are")
-    for record in records:
-        if record.state is JobState.FAILED:
-            _say(f"skipped: {record.error}")
-
-
-@contextmanager
-def _showing_progress(queue: JobQueue, job_ids: Sequence[str], clock: SystemClock) -> Iterator[None]:
-    """Show progress from the records while the block runs."""
-    stop = threading.Event()
-    show = _show_bar if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" else _show_lines
-    thread = threading.Thread(target=show, args=(queue, job_ids, ProgressMeter(clock), stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=2 * _LOOK_S)
-
-
-def _show_lines(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, stop: threading.Event) -> None:
-    said = "starting workers"
-    _say(said)
-    while not stop.wait(_LOOK_S):
-        try:
-            look = meter.look(queue.list(job_ids))
-        except OmniFarmError as error:
-            _say(f"no progress to show: {error}")
-            continue
-        if look.steps_done and look.line() != said:
-            said = look.line()
-            _say(said)
-
-
-def _show_bar(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, stop: threading.Event) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[rate]}"),
-    )
-    with Progress(*columns, console=_people) as bar:
-        task = bar.add_task("starting workers", total=None, rate="")
-        while not stop.wait(1.0):
-            try:
-                look = meter.look(queue.list(job_ids))
-            except OmniFarmError:
-                continue
-            rate = "" if look.steps_per_s is None else f"{look.steps_per_s:.1f} steps/s"
-            left = "" if look.left_s is None else f", {duration(look.left_s)} left"
-            description = f"{look.committed}/{look.total} concepts" if look.steps_done else "starting workers"
-            bar.update(
-                task, completed=look.steps_done, total=look.steps_total, description=description, rate=rate + left
-            )
-
-
-def _summarise(records: Sequence[JobRecord], *, took_s: float, as_json: bool) -> None:
-    if as_json:
-        values = {"took_s": round(took_s, 3), "jobs": [record.to_json() for record in records]}
-        typer.echo(jsonlib.dumps(values, ensure_ascii=False))
-    table = Table("concept", "state", "steps", "attempts", box=None)
-    for record in records:
-        table.add_row(
-            escape(record.name),
-            record.state.value,
-            f"{record.step}/{record.num_steps}",
-            str(record.attempts),
-        )
-    _people.print(table)
-    for record in records:
-        if record.state is not JobState.COMMITTED and record.error:
-            _say(f"{record.name}: {record.error.partition(chr(10))[0]}")
-    learned = sum(record.state is JobState.COMMITTED for record in records)
-    _say(f"{learned} of {len(records)} concepts are learned; this run took {duration(took_s)}")
-
-
-def _say(line: str) -> None:
-    _people.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
-from omnifarm.cli import backbone, concept, demo, farm, miniature, perf, serve
+from omnifarm.cli import backbone, concept, demo, farm, miniature, perf, serve, train
 from omnifarm.errors import OmniFarmError
 
 app = typer.Typer(
@@ -21,10 +21,11 @@ recognises, describes, draws and edits `<maeve>` from then on.
 
 Start here: `omnifarm demo run` learns a handful of drawn concepts on this machine and shows them.
 Your own: write a folder with photos and a `concept.yaml`, check it with `omnifarm concept validate FOLDER`,
-then `python jobs/train_concepts.py --concepts FOLDER --store build/store` and `omnifarm serve --store build/store`.""",
+then `omnifarm train local --concepts FOLDER --store build/store` (or the cluster job, jobs/train_concepts.py) and `omnifarm serve --store build/store`.""",
 )
 app.add_typer(demo.app, name="demo", help="Learn several concepts on a local cluster and look at the result.")
 app.add_typer(concept.app, name="concept", help="Check concept folders; list, show and delete what was learned.")
+app.add_typer(train.app, name="train", help="Learn concepts in this process, without a cluster.")
 app.add_typer(farm.app, name="farm", help="See what the farm is doing.")
 app.add_typer(backbone.app, name="backbone", help="Inspect a backbone and hold it to golden vectors.")
 app.add_typer(miniature.app, name="miniature", help="The embedded drawn world: write fresh concepts to learn.")

@@ -15,7 +15,7 @@ def omnifarm(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("noun", ["backbone", "concept", "demo", "farm", "miniature", "perf"])
+@pytest.mark.parametrize("noun", ["backbone", "concept", "demo", "farm", "miniature", "perf", "train"])
 def test_every_noun_explains_its_verbs(noun: str) -> None:
     done = omnifarm(noun, "--help")
     assert done.returncode == 0
@@ -56,3 +56,31 @@ def test_verify_reports_every_group_in_the_agreed_form(tmp_path: Path) -> None:
         assert group["pass"] is True
         assert 0 <= group["worst_ratio"] <= 1
         assert group["tensors"] + group["facts"] > 0
+
+
+def test_training_in_one_process_commits_once_and_names_what_cannot_be_learned(tmp_path: Path) -> None:
+    folder, store = tmp_path / "concepts", tmp_path / "store"
+    assert (
+        omnifarm("miniature", "concepts", str(folder), "--persons", "1", "--pets", "0", "--objects", "1").returncode
+        == 0
+    )
+    command = ["train", "local", "--concepts", str(folder), "--store", str(store), "--steps", "2", "--json"]
+    first = omnifarm(*command)
+    assert first.returncode == 0, first.stderr
+    jobs = json.loads(first.stdout)["jobs"]
+    assert [(job["state"], job["step"], job["attempts"]) for job in jobs] == [("committed", 2, 1)] * 2
+    again = omnifarm(*command)
+    assert json.loads(again.stdout)["jobs"] == jobs
+    assert "learned already" in again.stderr
+    listed = json.loads(omnifarm("concept", "list", "--store", str(store), "--json").stdout)
+    assert len(listed) == 2
+    (next(folder.iterdir()) / "concept.yaml").write_text("class: [")
+    broken = omnifarm(*command)
+    assert broken.returncode == 1
+    assert [job["state"] for job in json.loads(broken.stdout)["jobs"]].count("failed") == 1
+
+
+def test_a_recipe_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    done = omnifarm("train", "local", "--concepts", str(tmp_path), "--store", str(tmp_path / "s"), "--recipe", "[1]")
+    assert done.returncode == 1
+    assert "--recipe must be a JSON object" in done.stderr
