@@ -19,11 +19,11 @@ def main(
     out: Annotated[Path, typer.Option(help="Working folder: pictures, states, curves, weights (about 2 GB).")],
     budget: Annotated[float, typer.Option(help="Minutes of training, all stages together.")] = 100.0,
     groups: Annotated[int, typer.Option(help="Groups of seven pictures to train on.")] = 4000,
-    processes: Annotated[int, typer.Option(help="Processes of the main stage, one core each.")] = 2,
-    device: Annotated[str, typer.Option(help="cpu or cuda, for the main stage.")] = "cpu",
+    processes: Annotated[int, typer.Option(help="Processes of the main and drawing stages, one core each.")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda, for the main and drawing stages.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of the corpus.")] = 1,
 ) -> None:
-    """Render, train vision tower, codec and language model, export in the official layout."""
+    """Render, train vision tower, codec, language model and judge, export in the official layout."""
     folder = run_job(
         JobConfig(out=out, budget_s=60 * budget, num_groups=groups, processes=processes, device=device, seed=seed)
     )
