@@ -86,7 +86,7 @@ def test_copies_give_the_velocities_of_the_packed_forward_pass(model, sampler):
 
 
 def test_gradients_reach_the_generation_side_through_clean_pictures_too(model, sampler):
-    conditions, latents = zip(*(sampler.drawing("edit") for _ in range(4)), strict=True)
+    conditions = [sampler.drawing("edit")[0] for _ in range(4)]
     with_picture = [i for i, c in enumerate(conditions) if any(isinstance(s, LatentSegment) for s in c)]
     read = read_conditions(
         model, [conditions[i] for i in with_picture], soft_table=SoftTable(SoftRows(), width=192, seed=0)()
@@ -94,7 +94,6 @@ def test_gradients_reach_the_generation_side_through_clean_pictures_too(model, s
     read.keys[0].float().sum().backward()
     assert model.vae2llm.weight.grad.abs().max() > 0
     assert all(p.grad is None for n, p in model.named_parameters() if not is_drawing_weight(n))
-    assert latents
 
 
 def test_times_of_copies_are_spread_and_shifted():

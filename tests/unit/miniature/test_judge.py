@@ -7,14 +7,13 @@ import torch
 from safetensors.torch import save_file
 
 from omnifarm.errors import WeightsError
-from omnifarm.miniature.benchmark import NAME, draw_benchmark
+from omnifarm.miniature.benchmark import draw_benchmark
 from omnifarm.miniature.draw_place import PLACES
 from omnifarm.miniature.identity import sample_identity
 from omnifarm.miniature.judge import (
     SLOT_HEADS,
     SLOTS,
     Judge,
-    JudgeNetwork,
     Reading,
     scene_labels,
     slot_labels,
@@ -207,8 +206,3 @@ def test_a_folder_without_a_judge_or_with_another_is_refused(tmp_path):
     save_file({"stem.0.weight": torch.zeros(1)}, str(tmp_path / "judge.safetensors"))
     with pytest.raises(WeightsError, match="does not hold"):
         Judge.load(tmp_path)
-
-
-def test_the_texts_of_measures_name_the_concept():
-    assert NAME == "<sks>"
-    assert JudgeNetwork().pools.shape[0] == 1 + len(SLOTS)
