@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from omnifarm.errors import ConfigError
 from omnifarm.miniature.draw_place import PLACES
 from omnifarm.miniature.identity import ATTRIBUTES, NONE, Identity
-from omnifarm.miniature.scene import Placed, Scene, sample_item
+from omnifarm.miniature.scene import BESIDE_SCALE, FAR, Placed, Scene, sample_item
 from omnifarm.miniature.text import AT_PLACE, an, item_phrase
 
 OPERATIONS = (
@@ -127,14 +127,14 @@ def _transform(rng: random.Random, scene: Scene, index: int, name: str) -> tuple
             if placed.look != side:
                 choices.append((f"Make {name} look to the {side}.", replace(placed, look=side)))
     if len(scene.subjects) == 1 and scene.item is None:
-        reach = placed.height * 0.4
-        if placed.x > 44:
-            choices.append((f"Move {name} to the left.", replace(placed, x=min(reach, placed.x - 8))))
-        if placed.x < 52:
-            choices.append((f"Move {name} to the right.", replace(placed, x=max(96 - reach, placed.x + 8))))
-    choices.append((f"Make {name} smaller.", replace(placed, height=placed.height * 0.7)))
+        left, right = FAR
+        if placed.x >= left + 16:
+            choices.append((f"Move {name} to the left.", replace(placed, x=left)))
+        if placed.x <= right - 16:
+            choices.append((f"Move {name} to the right.", replace(placed, x=right)))
+    choices.append((f"Make {name} smaller.", replace(placed, height=placed.height * BESIDE_SCALE)))
     if placed.height < 56:
-        choices.append((f"Make {name} bigger.", replace(placed, height=placed.height * 1.25)))
+        choices.append((f"Make {name} bigger.", replace(placed, height=placed.height / BESIDE_SCALE)))
     phrase, changed = rng.choice(choices)
     return phrase, scene.with_subject(index, changed)
 

@@ -23,7 +23,10 @@ NUM_VIEWS = 1 << 20
 # parts of pictures instead of all their shifted copies.
 _ALONE = (40.0, 48.0, 56.0)
 _BESIDE_ITEM = {"left": 56.0, "right": 40.0}
-_TWO = (24.0, 72.0)
+FAR = (24.0, 72.0)
+"""Where two subjects stand, and where a subject goes that moves to the left or to the right."""
+BESIDE_SCALE = 0.78
+"""Size of two subjects beside one another, and of one that becomes smaller, against a subject alone."""
 _HEIGHTS = {"person": (72.0, 79.0), "pet": (66.0, 75.0), "object": (66.0, 75.0)}
 _FEET = {"person": 98.0, "pet": 92.0, "object": 92.0}
 
@@ -139,7 +142,7 @@ def _stand(
     order = list(subjects)
     rng.shuffle(order)
     if len(order) == 2:
-        places = [(x, 0.78) for x in _TWO]
+        places = [(x, BESIDE_SCALE) for x in FAR]
     else:
         places = [(_BESIDE_ITEM[item_side] if item_side else rng.choice(_ALONE), 1.0)] * len(order)
     return tuple(

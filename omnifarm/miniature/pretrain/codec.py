@@ -249,7 +249,7 @@ def _pairs(
     """Draw pictures: their groups and views, pixels (B, 3, 96, 96) and weights (B, 1, 96, 96)."""
     groups = rng.integers(0, len(pictures), count)
     # Pairs with and without the subject say which pixels are the subject's.
-    choices = [(corpus.FIRST, corpus.FIRST_GONE), (corpus.BOTH, corpus.BOTH_GONE), (corpus.SECOND, corpus.EDITED)]
+    choices = [(corpus.FIRST, corpus.FIRST_GONE), (corpus.BOTH, corpus.BOTH_GONE), (corpus.SECOND, corpus.EDITED[0])]
     chosen = [choices[i] for i in rng.integers(0, 3, count)]
     seen = np.stack([pictures[g, v] for g, (v, _) in zip(groups, chosen, strict=True)])
     gone = np.stack([pictures[g, v] for g, (_, v) in zip(groups, chosen, strict=True)])

@@ -22,9 +22,11 @@ from omnifarm.miniature.scene import Scene, sample_scene
 NAME = "<x>"
 """What instructions of a group call their subject; replaced by the name of the sample."""
 
-FIRST, SECOND, BOTH, OTHER, FIRST_GONE, BOTH_GONE, EDITED = range(7)
-"""Views: A alone, A alone again, A and B, B alone, FIRST without A, BOTH without A, SECOND after a random edit."""
-NUM_VIEWS = 7
+FIRST, SECOND, BOTH, OTHER, FIRST_GONE, BOTH_GONE = range(6)
+"""Views: A alone, A alone again, A and B, B alone, FIRST without A, BOTH without A."""
+EDITED = (6, 7, 8, 9)
+"""Views: SECOND after each of the group's edits."""
+NUM_VIEWS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,14 +38,14 @@ class Group:
         second: B, half of the time of A's own class.
         facts: What is known about A.
         scenes: One per view.
-        edit: The edit that leads from view `SECOND` to view `EDITED`.
+        edits: The edits that lead from view `SECOND` to the views of `EDITED`.
     """
 
     first: Identity
     second: Identity
     facts: Facts
     scenes: tuple[Scene, ...]
-    edit: Edit
+    edits: tuple[Edit, ...]
 
 
 def make_group(seed: int, index: int, split: Split = "train") -> Group:
@@ -58,12 +60,17 @@ def make_group(seed: int, index: int, split: Split = "train") -> Group:
     alone[1] = sample_scene(rng, [first], light="day", style="photo", item=alone[1].item or False)
     # Restyling inside the held-out side can have no outcome on that side and would look for one for ever.
     held_out = [operation for operation in OPERATIONS if operation != "attribute_modification"]
-    edit = sample_edit(rng, alone[1], 0, NAME, operation=rng.choice(OPERATIONS if split == "train" else held_out))
+    edits = [sample_edit(rng, alone[1], 0, NAME, operation=rng.choice(OPERATIONS if split == "train" else held_out))]
     gone = removal(alone[0], 0, NAME).target
     where = both.index_of(first)
     both_gone = both.without(0 if where is None else where)
-    scenes = (alone[0], alone[1], both, other, gone, both_gone, edit.target)
-    return Group(first=first, second=second, facts=sample_facts(rng), scenes=scenes, edit=edit)
+    facts = sample_facts(rng)
+    for _ in EDITED[1:]:
+        # Subjects change in more ways than surroundings do, so those edits need more examples.
+        operation = rng.choices(OPERATIONS, (1, 0 if split == "heldout" else 4, 3, 1, 1))[0]
+        edits.append(sample_edit(rng, alone[1], 0, NAME, operation=operation))
+    scenes = (alone[0], alone[1], both, other, gone, both_gone, *(edit.target for edit in edits))
+    return Group(first=first, second=second, facts=facts, scenes=scenes, edits=tuple(edits))
 
 
 def render_corpus(

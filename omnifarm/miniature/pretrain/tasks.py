@@ -63,7 +63,7 @@ class Sampler:
     features: Features
     writer: Writer
     seed: int = 0
-    dropout: dict[str, float] = field(default_factory=lambda: {"text": 0.1, "vae": 0.15, "vit": 0.3})
+    dropout: dict[str, float] = field(default_factory=lambda: {"text": 0.1, "vae": 0.05, "vit": 0.3})
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -258,13 +258,14 @@ class Sampler:
     def _edit_of(self, group: Group) -> tuple[int, int, str]:
         kind = self.rng.random()
         removing = removal_instruction(NAME, group.first.noun)
-        if kind < 0.1:
+        if kind < 0.06:
             return corpus.FIRST, corpus.FIRST_GONE, removing
-        if kind < 0.4:
+        if kind < 0.28:
             return corpus.BOTH, corpus.BOTH_GONE, removing
-        if kind < 0.43 and group.second.noun == group.first.noun:
+        if kind < 0.31 and group.second.noun == group.first.noun:
             return corpus.OTHER, corpus.OTHER, removing
-        return corpus.SECOND, corpus.EDITED, group.edit.instruction
+        view, edit = self.rng.choice(list(zip(corpus.EDITED, group.edits, strict=True)))
+        return corpus.SECOND, view, edit.instruction
 
 
 def clean(latent: Tensor) -> Segment:
