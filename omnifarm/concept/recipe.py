@@ -75,6 +75,8 @@ class TrainingRecipe:
     """Soft tokens of the understanding expert besides the identifier's own (N_u)."""
     num_gen: int = 16
     """Soft tokens of the generation expert (N_g)."""
+    is_coupled: bool = False
+    """Send all soft tokens through the understanding expert: the ablation without decoupling."""
     init: Init = "zero"
     """Start of the soft tokens: all zero, N(0, init_std), or the class noun's mean embedding + N(0, init_std)."""
     init_std: float = 0.02
@@ -107,6 +109,8 @@ class TrainingRecipe:
             raise ConfigError(
                 f"recipe: the shares of understanding, generation and editing must sum to 1, found {self.shares}"
             )
+        if not isinstance(self.is_coupled, bool):
+            raise ConfigError(f"recipe: is_coupled must be true or false, found {self.is_coupled!r}")
         if self.init not in get_args(Init):
             raise ConfigError(f"recipe: init must be one of {get_args(Init)}, found {self.init!r}")
         if self.precision not in get_args(Precision):

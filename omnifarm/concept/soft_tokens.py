@@ -36,7 +36,7 @@ class SoftTokenLayout:
     @classmethod
     def of_recipe(cls, recipe: TrainingRecipe) -> "SoftTokenLayout":
         """Return the layout a recipe asks for."""
-        return cls(num_und=recipe.num_und, num_gen=recipe.num_gen)
+        return cls(num_und=recipe.num_und, num_gen=recipe.num_gen, is_coupled=recipe.is_coupled)
 
     @property
     def num_rows(self) -> int:

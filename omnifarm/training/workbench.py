@@ -148,6 +148,7 @@ class Workbench:
             num_und=lane.recipe.num_und,
             num_gen=lane.recipe.num_gen,
             width=soft_tokens.width,
+            is_coupled=soft_tokens.is_coupled,
             recipe=lane.recipe.to_json(),
             losses=loss_curve(lane),
             train_s=round(lane.train_s, 3),

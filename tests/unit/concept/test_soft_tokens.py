@@ -59,3 +59,12 @@ def test_a_class_word_start_without_a_word_is_refused() -> None:
 def test_soft_tokens_of_two_widths_are_refused() -> None:
     with pytest.raises(ArtifactError, match="expected und"):
         SoftTokens(und=torch.zeros(2, 4), gen=torch.zeros(2, 5))
+
+
+def test_a_recipe_decides_whether_tokens_are_decoupled() -> None:
+    assert SoftTokenLayout.of_recipe(TrainingRecipe()).gen_expert == "gen"
+    coupled = TrainingRecipe.from_json({"is_coupled": True})
+    assert SoftTokenLayout.of_recipe(coupled).gen_expert == "und"
+    assert coupled.digest() != TrainingRecipe().digest()
+    with pytest.raises(ConfigError, match="is_coupled must be true or false"):
+        TrainingRecipe.from_json({"is_coupled": 1})
