@@ -1,13 +1,14 @@
 """`omnifarm miniature`: the embedded drawn world."""
 
 import shutil
+from json import loads
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from omnifarm.cli.output import Json, json_text, people, print_json, results
+from omnifarm.cli.output import Json, json_object, json_text, people, print_json, results
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -48,6 +49,9 @@ def evaluate(
     pets: Annotated[int, typer.Option(min=0, help="How many pets.")] = 5,
     objects: Annotated[int, typer.Option(min=0, help="How many objects.")] = 5,
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps per concept; the recipe's own.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help='More recipe settings as JSON, such as {"is_coupled": true}.')
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores.")] = None,
     backbone: Annotated[str, typer.Option(help="The miniature, or a folder in its layout.")] = "miniature",
     baselines: Annotated[bool, typer.Option(help="Measure prompting baselines too.")] = True,
@@ -76,7 +80,7 @@ def evaluate(
         persons=persons,
         pets=pets,
         objects=objects,
-        steps=steps,
+        overrides={"steps": steps, **json_object(recipe, what="--recipe")},
         backbone=backbone,
         baselines=baselines,
     )
@@ -95,3 +99,40 @@ def evaluate(
         table.add_row(name, f"{value:.2f}", spread, *others)
     results.print(table)
     people.print(f"learning took {report['minutes']} min; contact sheets and report.json are in {out}")
+
+
+@app.command()
+def compare(
+    first: Annotated[list[Path], typer.Option(help="report.json of an evaluation; repeat for several benchmarks.")],
+    second: Annotated[list[Path], typer.Option(help="report.json of the same benchmarks learned in another way.")],
+    json: Json = False,
+) -> None:
+    """Compare two ways of learning the same benchmarks, concept by concept, with 95 % intervals of the difference."""
+    from omnifarm.cli.miniature_evaluate import compare as compared
+
+    report = compared([_report(path) for path in first], [_report(path) for path in second])
+    if json:
+        print_json(report)
+        return
+    table = Table("metric", "first", "second", "second minus first, 95 %", title=f"{report['num_concepts']} concepts")
+    for name, values in report["metrics"].items():
+        low, high = values["interval"]
+        table.add_row(
+            name,
+            f"{values['first']:.3f}",
+            f"{values['second']:.3f}",
+            f"{values['difference']:+.3f} ({low:+.3f}..{high:+.3f})",
+        )
+    results.print(table)
+
+
+def _report(path: Path) -> dict[str, Any]:
+    from omnifarm.errors import ConfigError
+
+    try:
+        report = loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"expected the report.json of an evaluation at {path}: {error}") from error
+    if not isinstance(report, dict) or "concepts" not in report or "seed" not in report:
+        raise ConfigError(f"expected the report.json of `omnifarm miniature evaluate` at {path}, found something else")
+    return report

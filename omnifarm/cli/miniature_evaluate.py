@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from omnifarm.cli.output import people
+from omnifarm.errors import ConfigError
 
 _EDITS = "edit_"
 _BOOTSTRAPS = 2000
@@ -37,8 +38,8 @@ class EvaluationPlan:
     """How many pets."""
     objects: int = 5
     """How many objects."""
-    steps: int | None = None
-    """Training steps per concept; None for the recipe's."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Recipe fields that differ from the backbone's own; None leaves a field."""
     backbone: str = "miniature"
     """Name or folder."""
     lanes_per_pack: int = 4
@@ -145,19 +146,14 @@ def _work(plan: EvaluationPlan, share: Sequence[int], ticks: "Queue[tuple[str, i
 
 
 def _learn(plan: EvaluationPlan, names: Sequence[str], ticks: "Queue[tuple[str, int]]") -> None:
-    from omnifarm.backbone.config import BackboneConfig
-    from omnifarm.backbone.weights import resolve_folder
     from omnifarm.concept.datasets.load import load_concepts
-    from omnifarm.concept.recipe import TrainingRecipe
     from omnifarm.concept.repository import ConceptRepository
     from omnifarm.concept.spec import ConceptSpec
+    from omnifarm.farm.submission import inspect_backbone
     from omnifarm.store.local import LocalStore
     from omnifarm.training.workbench import Workbench
 
-    defaults = dict(BackboneConfig.from_folder(resolve_folder(plan.backbone)).defaults.get("recipe", {}))
-    if plan.steps is not None:
-        defaults["steps"] = plan.steps
-    recipe = TrainingRecipe.from_json(defaults)
+    recipe = inspect_backbone(plan.backbone, overrides=plan.overrides).recipe
     bench = Workbench.open(plan.backbone, precision=recipe.precision, lanes_per_pack=plan.lanes_per_pack)
     repository = ConceptRepository(LocalStore(plan.folder / "store"))
     specs: dict[str, ConceptSpec] = {}
@@ -192,6 +188,46 @@ def _summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
         metrics["edit_mean"] = round(float(np.mean(operations)), 4)
         metrics["edit_min"] = min(operations)
     return {"metrics": metrics, "intervals": intervals}
+
+
+def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Compare two ways of learning over the same benchmarks, concept by concept.
+
+    Args:
+        first: Reports of `evaluate`, one a benchmark.
+        second: Reports of the other way, in any order of the same benchmarks.
+
+    Returns:
+        `seeds`, `num_concepts`, and `metrics`: per metric the means of both, the mean difference (second minus first)
+        and its 95 % interval, bootstrap over concepts.
+
+    Raises:
+        ConfigError: The reports are not about the same concepts.
+    """
+    ours, theirs = ({report["seed"]: report["concepts"] for report in reports} for reports in (first, second))
+    names = {seed: set(concepts) for seed, concepts in ours.items()}
+    if names != {seed: set(concepts) for seed, concepts in theirs.items()}:
+        raise ConfigError(
+            f"expected reports about the same concepts, found benchmarks {sorted(ours)} of {sum(map(len, ours.values()))} "
+            f"concepts and {sorted(theirs)} of {sum(map(len, theirs.values()))}; evaluate the same seeds with the same counts"
+        )
+    pairs = [(ours[s][n]["learned"], theirs[s][n]["learned"]) for s in sorted(names) for n in sorted(names[s])]
+    rng = np.random.default_rng(0)
+    metrics: dict[str, Any] = {}
+    for name in pairs[0][0]:
+        both = np.array([(a[name], b[name]) for a, b in pairs if name in a and name in b], float)
+        both = both[~np.isnan(both).any(axis=1)]
+        if not len(both):
+            continue
+        gain = both[:, 1] - both[:, 0]
+        means = gain[rng.integers(0, len(gain), (_BOOTSTRAPS, len(gain)))].mean(axis=1)
+        metrics[name] = {
+            "first": round(float(both[:, 0].mean()), 4),
+            "second": round(float(both[:, 1].mean()), 4),
+            "difference": round(float(gain.mean()), 4),
+            "interval": [round(float(q), 4) for q in np.quantile(means, (0.025, 0.975))],
+        }
+    return {"seeds": sorted(names), "num_concepts": len(pairs), "metrics": metrics}
 
 
 def _baselines(results: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:

@@ -41,3 +41,27 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path) -> None:
     with pytest.raises(ConfigError, match="other files"):
         CliRunner().invoke(app, ["miniature", "evaluate", "--out", str(tmp_path)], catch_exceptions=False)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def _report(path, *, seed: int, rec: dict[str, float]) -> str:
+    concepts = {name: {"learned": {"rec": value}} for name, value in rec.items()}
+    path.write_text(json.dumps({"seed": seed, "concepts": concepts}))
+    return str(path)
+
+
+def test_two_ways_of_learning_are_compared_concept_by_concept(tmp_path) -> None:
+    first = _report(tmp_path / "a.json", seed=1, rec={"x": 0.5, "y": 0.7})
+    second = _report(tmp_path / "b.json", seed=1, rec={"y": 0.9, "x": 0.6})
+    result = CliRunner().invoke(app, ["miniature", "compare", "--first", first, "--second", second, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["metrics"]["rec"]["difference"] == pytest.approx(0.15)
+    assert found["metrics"]["rec"]["interval"] == pytest.approx([0.1, 0.2])
+    assert found["num_concepts"] == 2
+
+
+def test_reports_about_other_concepts_are_refused(tmp_path) -> None:
+    first = _report(tmp_path / "a.json", seed=1, rec={"x": 0.5})
+    second = _report(tmp_path / "b.json", seed=2, rec={"x": 0.5})
+    with pytest.raises(ConfigError, match="same concepts"):
+        CliRunner().invoke(app, ["miniature", "compare", "--first", first, "--second", second], catch_exceptions=False)
