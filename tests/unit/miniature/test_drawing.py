@@ -7,7 +7,7 @@ from omnifarm.miniature.pretrain import corpus
 from omnifarm.miniature.pretrain.architecture import new_backbone, write_configs
 from omnifarm.miniature.pretrain.corpus import make_group
 from omnifarm.miniature.pretrain.drawing import CopiesForward, copy_times, is_drawing_weight, read_conditions
-from omnifarm.miniature.pretrain.drawing_stage import DrawingConfig, DrawingTrainer
+from omnifarm.miniature.pretrain.drawing_stage import DrawingConfig, DrawingTrainer, kept_tokens
 from omnifarm.miniature.pretrain.main_stage import SoftTable
 from omnifarm.miniature.pretrain.sequences import LATENT_GRID, SoftRows, Writer
 from omnifarm.miniature.pretrain.tasks import Features, Sampler
@@ -128,3 +128,12 @@ def test_the_drawing_stage_learns_resumes_and_leaves_understanding_alone(folder,
     assert (second.step_index, second.spent_s) == (3, 12.0)
     for name, value in second.model.state_dict().items():
         torch.testing.assert_close(value, first.model.state_dict()[name])
+
+
+def test_tokens_that_an_edit_keeps_are_those_that_stand_in_its_source() -> None:
+    source = torch.randn(LATENT_SHAPE)
+    target = source.clone()
+    target[[3, 8]] += 1
+    kept = kept_tokens([LatentSegment(latents=source, grid=LATENT_GRID)], target)
+    assert (kept == 0).nonzero().flatten().tolist() == [3, 8]
+    assert kept_tokens([], target).sum() == 0
