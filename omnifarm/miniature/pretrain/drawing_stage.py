@@ -23,7 +23,6 @@ from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
 from omnifarm.miniature.pretrain.sequences import LATENT_GRID
 from omnifarm.miniature.pretrain.tasks import Sampler
 
-
 _KEPT_WEIGHT = 4.0
 """Weight of tokens that an edit leaves alone: their error is small beside that of drawn ones, and plain to see."""
 _SAME = 0.02
