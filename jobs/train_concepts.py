@@ -16,6 +16,7 @@ from rich.markup import escape
 from omnifarm.cli.job_progress import announce, say, showing_progress, summarise
 from omnifarm.cli.output import json_object, people
 from omnifarm.clock import SystemClock
+from omnifarm.concept.datasets.load import split_layout
 from omnifarm.errors import ConfigError, OmniFarmError
 from omnifarm.farm import ray_cluster
 from omnifarm.farm.job import JobState
@@ -112,6 +113,9 @@ def main(
 
 def _resolve(url: str, *, what: str) -> str:
     """Return a URL or an absolute path: workers run in other folders than this program."""
+    layout, url = split_layout(url)
+    if layout:
+        return f"{layout}+{_resolve(url, what=what)}"
     if "://" in url or url.startswith(("memory:", "file:", "s3:")):
         if url.startswith("memory:"):
             raise ConfigError(f"{what}: memory: is seen by one process only; give a folder or s3://bucket/prefix")

@@ -1,8 +1,7 @@
 """Everything wrong at a place, before a machine is paid for: what `omnifarm concept validate` prints."""
 
-from omnifarm.concept.datasets.load import Reading, read_all
+from omnifarm.concept.datasets.load import Reading, read_place
 from omnifarm.concept.problems import Problem, Problems
-from omnifarm.concept.sources import open_source
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError
 
@@ -23,7 +22,7 @@ def validate(path: str) -> list[Problem]:
         StoreError: The store does not answer.
     """
     try:
-        readings = read_all(open_source(path))
+        readings = read_place(path)
     except ConceptError as error:
         return [
             Problem(

@@ -1,21 +1,36 @@
 """From a path or URL to concepts: finds out which layout lies there and reads every concept of it.
 
-One concept that cannot be read does not touch the others: it comes back as its error.
+The layout is found by looking; `yollava+/data/set` names it instead. One concept that cannot be read does not touch
+the others: it comes back as its error.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from omnifarm.concept.datasets import plain, unifybench
+from omnifarm.concept.datasets import dreambooth, mcllava, plain, unifybench, yochameleon, yollava
+from omnifarm.concept.datasets.held_out import HeldOut
+from omnifarm.concept.datasets.layout import Layout
+from omnifarm.concept.negatives import share_negatives
 from omnifarm.concept.problems import Problem, Problems, as_error
-from omnifarm.concept.reading import Reader, is_photo, natural
-from omnifarm.concept.sources import FileSource, open_source
-from omnifarm.concept.spec import ConceptSpec, Negative
+from omnifarm.concept.reading import Reader, is_photo, natural, suggestion
+from omnifarm.concept.sources import FileSource, SubSource, open_source
+from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError
 
-BORROWED_PER_CONCEPT = 4
-"""Photographs of each other concept of a set that serve as negatives to a concept without any."""
-MAX_BORROWED = 100
-"""Borrowed negatives per concept."""
+LAYOUTS: tuple[Layout, ...] = (
+    mcllava.LAYOUT,
+    unifybench.PLUS,
+    unifybench.LAYOUT,
+    plain.LAYOUT,
+    yochameleon.LAYOUT,
+    yollava.LAYOUT,
+    dreambooth.LAYOUT,
+)
+"""Every layout, in the order in which they are looked for: the more particular before the more general."""
+
+
+_MAX_HINTS = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,109 +49,158 @@ def load_concepts(url: str) -> list[tuple[str, ConceptSpec | ConceptError]]:
     """Read every concept at a place.
 
     Args:
-        url: A concept folder, a folder of them, a UnifyBench folder, or a store URL (`s3://bucket/prefix`) of such.
+        url: A folder in any of the layouts, or a store URL (`s3://bucket/prefix`) of such; `yollava+` and the like
+            before it names the layout.
 
     Returns:
         (name, concept or the reason why it cannot be learned), ordered by name. Names are unique.
 
     Raises:
-        ConceptError: Nothing there looks like a concept.
+        ConceptError: Nothing there looks like a concept, or there is no such layout.
         StoreError: The store does not answer.
     """
-    return [(one.name, one.spec or as_error(one.name, one.problems)) for one in read_all(open_source(url))]
+    return [(one.name, one.spec or as_error(one.name, one.problems)) for one in read_place(url)]
 
 
-def read_all(source: FileSource) -> list[Reading]:
-    """Read every concept of a source with its problems, ordered by name; see `load_concepts`."""
+def load_held_out(url: str) -> list[tuple[str, HeldOut | ConceptError]]:
+    """Read what every concept at a place is scored on; see `load_concepts`.
+
+    Layouts without test data (plain folders) give an empty `HeldOut` for each concept.
+    """
+    layout, source = open_place(url)
     reader = Reader(source)
-    if unifybench.is_root(source):
-        readings = [_read_unifybench(reader, name) for name in unifybench.names(reader)]
-    elif folders := plain.folders(source):
-        readings = [_read_plain(reader, folder) for folder in folders]
-        if "" not in folders:
-            readings = _share_negatives(reader, readings)
-    else:
-        raise _nothing_found(source)
-    return _unique(sorted(readings, key=lambda one: natural(one.name)))
+    found: list[tuple[str, HeldOut | ConceptError]] = []
+    for place in layout.places(reader):
+        name = layout.concept_name(reader, place)
+        problems = Problems(concept=name)
+        held_out = HeldOut(name=name) if layout.held_out is None else layout.held_out(reader, place, problems)
+        found.append((name, held_out or as_error(name, problems.found)))
+    return sorted(found, key=lambda one: natural(one[0]))
 
 
-def _read_plain(reader: Reader, folder: str) -> Reading:
-    problems = Problems(concept=plain.folder_name(reader, folder))
-    spec = plain.read(reader, folder, problems=problems)
-    return Reading(name=spec.name if spec else problems.concept, spec=spec, problems=tuple(problems.found))
+def read_place(url: str) -> list[Reading]:
+    """Read every concept of a place with its problems, ordered by name; see `load_concepts`."""
+    layout, source = open_place(url)
+    return read_all(source, layout=layout)
 
 
-def _read_unifybench(reader: Reader, name: str) -> Reading:
-    problems = Problems(concept=name)
-    spec = unifybench.read(reader, name, problems=problems)
-    return Reading(name=name, spec=spec, problems=tuple(problems.found))
+def open_place(url: str) -> tuple[Layout, FileSource]:
+    """Open a place and find its layout.
+
+    Raises:
+        ConceptError: As `load_concepts`.
+        StoreError: The store does not answer.
+    """
+    name, rest = split_layout(url)
+    if not name:
+        source = open_source(rest)
+        return find_layout(source), source
+    layout = next((one for one in LAYOUTS if one.name == name), None)
+    if layout is None:
+        known = [one.name for one in LAYOUTS]
+        raise ConceptError(f"no layout is called {name!r}: {suggestion(name, known)}; known are {', '.join(known)}")
+    source = open_source(rest)
+    if not layout.places(Reader(source)):
+        raise _nothing_found(source, f"in the layout {name}")
+    return layout, source
 
 
-def _share_negatives(reader: Reader, readings: list[Reading]) -> list[Reading]:
-    """Give a set's `negatives/` to every concept, and other concepts' photographs to those still without."""
-    consumer = "saying No when the concept is not in a picture"
-    for_all = Problems()
-    paths = [path for path in reader.source.paths() if path.startswith("negatives/") and is_photo(path)]
-    common = [
-        Negative(image=image, kind="easy")
-        for image in reader.images(sorted(paths, key=natural), problems=for_all, consumer=consumer)
-    ]
-    specs = [one.spec for one in readings if one.spec is not None]
-    shared = []
-    for one in readings:
-        problems = Problems(concept=one.name, found=list(one.problems))
-        spec = one.spec
-        if spec is not None:
-            own = {image.digest for image in spec.images}
-            extra = [negative for negative in common if negative.image.digest not in own]
-            if not extra and not spec.negatives:
-                extra = _borrowed(spec, specs)
-            spec = replace(spec, negatives=(*spec.negatives, *extra))
-        # A damaged picture of the common folder concerns every concept that would have used it.
-        problems.found += [replace(problem, concept=one.name) for problem in for_all.found]
-        shared.append(
-            Reading(name=one.name, spec=None if problems.has_errors else spec, problems=tuple(problems.found))
-        )
-    return shared
+def find_layout(source: FileSource) -> Layout:
+    """Return the layout of a source.
+
+    Raises:
+        ConceptError: It has none.
+    """
+    found = next((layout for layout in LAYOUTS if layout.is_root(source)), None)
+    if found is None:
+        raise _nothing_found(source, "in a known layout")
+    return found
 
 
-def _borrowed(spec: ConceptSpec, specs: list[ConceptSpec]) -> list[Negative]:
-    own = {image.digest for image in spec.images}
+def read_all(source: FileSource, *, layout: Layout | None = None) -> list[Reading]:
+    """Read every concept of a source with its problems, ordered by name.
+
+    Args:
+        source: Where the files lie.
+        layout: None to find it out.
+    """
+    layout = layout or find_layout(source)
+    reader = Reader(source)
+    readings = []
+    for place in layout.places(reader):
+        problems = Problems(concept=layout.concept_name(reader, place))
+        spec = layout.read(reader, place, problems)
+        name = spec.name if spec else problems.concept
+        readings.append(Reading(name=name, spec=spec, problems=tuple(problems.found)))
+    readings = _unique(sorted(readings, key=lambda one: natural(one.name)))
+    return _finished(reader, readings)
+
+
+def _finished(reader: Reader, readings: list[Reading]) -> list[Reading]:
+    """Add what concepts of a set share and what lies beside every layout."""
+    all_problems = {one.name: Problems(concept=one.name, found=list(one.problems)) for one in readings}
+    specs = {one.name: one.spec for one in readings if one.spec is not None}
+    for step in (share_negatives,):
+        specs = step(reader, specs, all_problems)
     return [
-        Negative(image=image, kind="hard" if other.class_noun == spec.class_noun else "easy")
-        for other in specs
-        if other.name != spec.name
-        for image in other.images[:BORROWED_PER_CONCEPT]
-        if image.digest not in own
-    ][:MAX_BORROWED]
+        Reading(
+            name=one.name,
+            spec=None if all_problems[one.name].has_errors else specs.get(one.name),
+            problems=tuple(all_problems[one.name].found),
+        )
+        for one in readings
+    ]
 
 
-def _unique(readings: list[Reading]) -> list[Reading]:
-    seen: set[str] = set()
-    unique: list[Reading] = []
+def _unique(readings: Iterable[Reading]) -> list[Reading]:
+    unique: dict[str, Reading] = {}
     for one in readings:
-        if one.name in seen:
-            problems = Problems(concept=one.name, found=list(one.problems))
-            problems.error(
-                one.name,
-                f"the name {one.name!r} is used by two folders",
-                consumer="telling concepts apart",
-                fix="give one of them another `name:`",
-            )
-            first = next(index for index, other in enumerate(unique) if other.name == one.name)
-            merged = (*unique[first].problems, *problems.found)
-            unique[first] = Reading(name=one.name, spec=None, problems=merged)
+        if one.name not in unique:
+            unique[one.name] = one
             continue
-        seen.add(one.name)
-        unique.append(one)
-    return unique
+        problems = Problems(concept=one.name, found=[*unique[one.name].problems, *one.problems])
+        problems.error(
+            one.name,
+            f"the name {one.name!r} is used by two folders",
+            consumer="telling concepts apart",
+            fix="give one of them another `name:` or folder name",
+        )
+        unique[one.name] = replace(one, spec=None, problems=tuple(problems.found))
+    return list(unique.values())
 
 
-def _nothing_found(source: FileSource) -> ConceptError:
-    num_photos = sum(map(is_photo, source.paths()))
+def split_layout(url: str) -> tuple[str, str]:
+    """Split `layout+place` into (layout, place); the layout is "" where none is named.
+
+    A name may itself end in plus signs: `unifybench++` is written `unifybench+++place`. A folder whose own name holds
+    a plus sign is a place.
+    """
+    head = url.partition("/")[0]
+    name, plus, _ = head.rpartition("+")
+    is_known = any(layout.name == name for layout in LAYOUTS)
+    if not plus or not name or "." in name or (not is_known and Path(url).expanduser().is_dir()):
+        return "", url
+    return name, url[len(name) + 1 :]
+
+
+def _nothing_found(source: FileSource, what: str) -> ConceptError:
+    paths = source.paths()
+    num_photos = sum(map(is_photo, paths))
+    below = sorted({path.partition("/")[0] for path in paths if "/" in path}, key=natural)
+    for folder in below[:_MAX_HINTS]:
+        inside = SubSource(source, folder)
+        layout = next((layout for layout in LAYOUTS if layout.is_root(inside)), None)
+        if layout is not None:
+            fix = f"{inside.url} is a {layout.name} set: give that path"
+            break
+    else:
+        fix = (
+            "put a concept.yaml with a line such as `class: dog` beside the photographs of each concept, or name the "
+            f"layout as in dreambooth+{source.url}"
+        )
     return ConceptError(
-        f"expected concepts at {source.url}, found {num_photos} photographs but neither a concept.yaml nor UnifyBench's "
-        "concept/train/; put a concept.yaml with a line such as `class: dog` beside the photographs of each concept",
+        f"expected concepts {what} at {source.url}, found {num_photos} photographs but neither a concept.yaml nor the "
+        f"folders of another layout; {fix}",
         url=source.url,
         num_photos=num_photos,
     )

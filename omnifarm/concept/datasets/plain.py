@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from omnifarm.concept.datasets.layout import Layout
 from omnifarm.concept.problems import Problems
 from omnifarm.concept.reading import (
     Reader,
@@ -50,7 +51,7 @@ def folders(source: FileSource) -> list[str]:
     return sorted(found, key=natural)
 
 
-def read(reader: Reader, folder: str, *, problems: Problems) -> ConceptSpec | None:
+def read(reader: Reader, folder: str, problems: Problems) -> ConceptSpec | None:
     """Read one concept folder.
 
     Args:
@@ -150,8 +151,13 @@ class _Folder:
             what="which shows the concept",
             problems=problems,
         )
+        learned = [*images, *(one.image for one in negatives), *(one.image for one in qa if one.image is not None)]
+        learned += [picture for edit in edits for picture in (edit.source, edit.target)]
         refuse_shared(
-            images, others=self.held_out(), what="which is held out for trying the concept out", problems=problems
+            {image.digest: image for image in learned}.values(),
+            others=self.held_out(),
+            what="which is held out for trying the concept out",
+            problems=problems,
         )
         if problems.has_errors:
             return None
@@ -350,3 +356,13 @@ def _kind(value: object) -> str:
     if isinstance(value, list):
         return "a list"
     return "a line of text" if isinstance(value, str) else f"{type(value).__name__} {value!r}"
+
+
+LAYOUT = Layout(
+    name="plain",
+    is_root=lambda source: bool(folders(source)),
+    places=lambda reader: folders(reader.source),
+    read=read,
+    concept_name=folder_name,
+)
+"""Folders written by hand."""

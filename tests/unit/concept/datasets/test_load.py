@@ -99,3 +99,27 @@ def test_a_store_file_is_not_read_beyond_its_limit() -> None:
         source.read("a.png", max_bytes=50)
     with pytest.raises(ConceptError, match=r"b.png: does not exist"):
         source.read("b.png", max_bytes=50)
+
+
+def test_a_layout_that_does_not_exist_is_named_with_those_that_do(tmp_path: Path, write_concept: WriteConcept) -> None:
+    write_concept(tmp_path / "a")
+    with pytest.raises(ConceptError, match=r"no layout is called 'yolava': did you mean 'yollava'.*known are mcllava"):
+        load_concepts(f"yolava+{tmp_path}")
+    assert specs_of(f"plain+{tmp_path}").keys() == {"a"}
+    with pytest.raises(ConceptError, match="expected concepts in the layout yollava"):
+        load_concepts(f"yollava+{tmp_path}")
+
+
+def test_a_folder_with_a_plus_sign_is_a_folder(
+    tmp_path: Path, write_concept: WriteConcept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_concept(tmp_path / "c++ notes/a")
+    monkeypatch.chdir(tmp_path)
+    assert specs_of("c++ notes").keys() == {"a"}
+
+
+def test_a_set_one_folder_further_down_is_pointed_at(tmp_path: Path, photo: Photo) -> None:
+    (tmp_path / "yollava-data/train/bo").mkdir(parents=True)
+    (tmp_path / "yollava-data/train/bo/0.png").write_bytes(photo(0))
+    with pytest.raises(ConceptError, match=r"yollava-data is a yollava set: give that path"):
+        load_concepts(str(tmp_path))

@@ -163,13 +163,31 @@ def test_a_listed_concept_without_a_folder_is_named(root: Path) -> None:
 
 def test_a_bare_file_name_never_reaches_another_concept() -> None:
     paths = ["concept/train/bo/0.png", "concept/train/will/0.png", "concept/train/will/5.png", "random_images/0.png"]
-    foreign = ForeignPaths(paths, folder="concept/train/bo")
+    foreign = ForeignPaths(paths, folder="concept/train/bo", roots=("concept", "concept/train"))
     assert foreign.resolve("0.png") == "concept/train/bo/0.png"
     assert foreign.resolve("5.png") is None
     assert foreign.resolve("/home/x/0.png") is None
     assert foreign.resolve("../will/0.png") is None
+    assert foreign.resolve("../../train/will/0.png") == "concept/train/will/0.png"
     assert foreign.resolve("/data/random_images/0.png") == "random_images/0.png"
     assert foreign.resolve("/data/train/will/5.png") == "concept/train/will/5.png"
+
+
+def test_questions_of_the_derived_files_are_read_where_a_concept_has_no_others(root: Path) -> None:
+    def turns(question: str, answer: str) -> list[dict[str, str]]:
+        return [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+
+    items = [
+        {"image": "/home/a/unictokens_data/concept/train/bo/0.png", "conversations": turns("Is <bo> here?", "Yes.")},
+        {"image": "/home/a/unictokens_data/random_images/0.png", "conversations": turns("Is <bo> here?", "No.")},
+        {"image": "/home/a/unictokens_data/black_512x512.png", "conversations": turns("What has <bo>?", "A hat.")},
+    ]
+    put(root / "showo_training_data_stage_3/bo.json", items)
+    assert [(qa.kind, qa.answer) for qa in load(root).qa] == [
+        ("recognition", "Yes."),
+        ("recognition", "No."),
+        ("text", "A hat."),
+    ]
 
 
 def test_multiple_choice_files_below_concept_names_are_read() -> None:
