@@ -1,0 +1,71 @@
+"""Gives concepts the removal pairs that lie beside them: `edit_pairs/pairs.parquet` of a set in any layout."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from omnifarm.concept.edit_pairs.table import FILE, FOLDER, Pair, PairState, read_pairs
+from omnifarm.concept.problems import Problems
+from omnifarm.concept.reading import Reader
+from omnifarm.concept.sources import MAX_TEXT_BYTES
+from omnifarm.concept.spec import ConceptImage, ConceptSpec, EditPair
+from omnifarm.errors import ConceptError
+
+_PATH = f"{FOLDER}/{FILE}"
+_CONSUMER = "learning edits"
+
+
+def attach_edit_pairs(
+    reader: Reader, specs: Mapping[str, ConceptSpec], problems: Mapping[str, Problems]
+) -> dict[str, ConceptSpec]:
+    """Add every pair that was accepted, or passed the automatic check, to its concept's edits.
+
+    Args:
+        reader: Over the set.
+        specs: The concepts that can be learned, by name; not changed.
+        problems: One collection for each concept of the set, added to.
+    """
+    if _PATH not in reader.source.paths():
+        return dict(specs)
+    try:
+        pairs = read_pairs(reader.source.read(_PATH, max_bytes=MAX_TEXT_BYTES), where=_PATH)
+    except ConceptError as error:
+        for collected in problems.values():
+            collected.error(_PATH, error.message, consumer=_CONSUMER, fix="build it again or delete it")
+        return dict(specs)
+    given = {}
+    for name, spec in specs.items():
+        own = [pair for pair in pairs if pair.concept == name and pair.state.is_learned]
+        edits = [edit for pair in own if (edit := _edit(reader, pair, problems[name])) is not None]
+        unseen = sum(pair.state is PairState.AUTO_PASS for pair in own)
+        if unseen:
+            problems[name].warn(
+                _PATH,
+                f"holds {unseen} pairs of {name!r} that passed the automatic check and were looked at by nobody",
+                consumer=_CONSUMER,
+                fix=f"open {FOLDER}/review.html, decide, and run jobs/build_edit_pairs.py again",
+            )
+        given[name] = replace(spec, edits=(*spec.edits, *edits))
+    return given
+
+
+def _edit(reader: Reader, pair: Pair, problems: Problems) -> EditPair | None:
+    source = _picture(reader, pair.source, pair.source_digest, problems)
+    target = source if not pair.target else _picture(reader, f"{FOLDER}/{pair.target}", pair.target_digest, problems)
+    if source is None or target is None:
+        return None
+    return EditPair(source=source, target=target, instruction=pair.instruction)
+
+
+def _picture(reader: Reader, path: str, digest: str, problems: Problems) -> ConceptImage | None:
+    if path not in reader.source.paths():
+        problems.error(
+            _PATH, f"names {path!r}, which does not exist", consumer=_CONSUMER, fix="build the pairs again with jobs/build_edit_pairs.py"
+        )  # fmt: skip
+        return None
+    image = reader.image(path, problems=problems, consumer=_CONSUMER)
+    if image is not None and image.digest != digest:
+        problems.error(
+            path, "was changed since the pair was made", consumer=_CONSUMER, fix="build the pairs again with jobs/build_edit_pairs.py"
+        )  # fmt: skip
+        return None
+    return image
