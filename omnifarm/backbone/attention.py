@@ -15,9 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_PLAIN_ELEMENTS = 1 << 20
-"""Largest query times key length whose score matrix is worth writing out."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionGroup:
@@ -144,22 +141,12 @@ def attend(query_NHd: Tensor, key_MGd: Tensor, value_MGd: Tensor, *, plan: Atten
         if repeats > 1:
             # Repeating here keeps every fused kernel available: some refuse grouped heads together with a mask.
             key, value = key.repeat_interleave(repeats, dim=2), value.repeat_interleave(repeats, dim=2)
-        out = _softmax_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask=group.mask)
+        out = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=group.mask
+        )
         outputs.append(out.transpose(1, 2).reshape(-1, num_heads * out.shape[-1]))
     flat = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return flat if plan.restore is None else flat.index_select(0, plan.restore)
-
-
-def _softmax_attention(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> Tensor:
-    """Attend with the fastest kernel known for the case; shapes (B, H, Q, d), (B, H, K, d), (B, H, K, d)."""
-    needs_gradient = torch.is_grad_enabled() and query.requires_grad
-    if query.device.type != "cpu" or not needs_gradient or query.shape[2] * key.shape[2] > _PLAIN_ELEMENTS:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    # The fused CPU kernel's backward pass takes three times as long as two plain matrix products and a softmax.
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.softmax(scores, dim=-1) @ value
 
 
 def _gathered(rows: Tensor, groups: list[Tensor | None]) -> list[Tensor]:

@@ -37,8 +37,6 @@ class TrainOutput:
     """(n_ce, vocabulary) in the model's type."""
     velocity: Tensor
     """(n_target, p*p*Z) in the model's type."""
-    last_hidden: Tensor
-    """(L, D) after the final norms, in sequence order."""
 
 
 class Backbone(nn.Module):
@@ -84,7 +82,12 @@ class Backbone(nn.Module):
         return self.special_ids
 
     def set_training_mode(
-        self, *, gradient_checkpointing: bool = False, touch_every_parameter: bool = False, compiled: bool = False
+        self,
+        *,
+        gradient_checkpointing: bool = False,
+        touch_every_parameter: bool = False,
+        compiled: bool = False,
+        attention_kernel: str | None = None,
     ) -> None:
         """Choose how gradients are computed; results do not change.
 
@@ -94,11 +97,13 @@ class Backbone(nn.Module):
                 sharded weights requires.
             compiled: Fuse what surrounds attention with torch.compile, which first takes up to a minute and needs a C++
                 compiler on the CPU; results then agree within rounding.
+            attention_kernel: A name in `attention_kernels.KERNELS`; None takes the usual one for the pass.
         """
         self.language_model.model.gradient_checkpointing = gradient_checkpointing
         self.vit_model.vision_model.gradient_checkpointing = gradient_checkpointing
         self.language_model.model.touch_every_parameter = touch_every_parameter
         self.language_model.model.compiled = compiled
+        self.language_model.model.attention_kernel = attention_kernel
 
     def initialise(self, *, std: float = 0.02, generator: torch.Generator | None = None) -> None:
         """Draw new weights, in place: normal matrices, zero biases, unit norms, zero velocity output.
@@ -133,13 +138,12 @@ class Backbone(nn.Module):
             ConfigError: The pack has soft slots that the table does not hold.
         """
         pack = pack.to(self.device)
-        return self.losses(pack, self.run(pack, self.embed(pack, soft_table=soft_table)))
+        return self.losses(pack, self.run_outputs(pack, self.embed(pack, soft_table=soft_table)))
 
-    def losses(self, pack: Pack, hidden_ND: Tensor) -> TrainOutput:
-        """Take the losses of `pack` on what `run` returned (L, D), in memory order."""
-        hidden = hidden_ND.index_select(0, pack.memory_of)
-        logits = self.language_model.lm_head(hidden.index_select(0, pack.ce_index))
-        velocity = self.llm2vae(hidden.index_select(0, pack.mse_index))
+    def losses(self, pack: Pack, hidden_OD: Tensor) -> TrainOutput:
+        """Take the losses of `pack` on what `run_outputs` returned."""
+        logits = self.language_model.lm_head(hidden_OD.index_select(0, pack.outputs.ce))
+        velocity = self.llm2vae(hidden_OD.index_select(0, pack.outputs.mse))
         target = (pack.latent.noise - pack.latent.clean)[pack.mse_rows]
         return TrainOutput(
             ce=F.cross_entropy(_at_least_float32(logits), pack.ce_labels, reduction="none"),
@@ -148,7 +152,16 @@ class Backbone(nn.Module):
             mse_sample=pack.mse_sample,
             logits=logits,
             velocity=velocity,
-            last_hidden=hidden,
+        )
+
+    def run_outputs(self, pack: Pack, hidden_ND: Tensor) -> Tensor:
+        """Run the language model on embedded tokens (L, D) in memory order; return the rows with a loss, (O, D)."""
+        return self.language_model.model(  # type: ignore[no-any-return]
+            hidden_ND,
+            num_und=pack.num_und,
+            positions=pack.position_ids[pack.sequence_of],
+            plan=pack.plan,
+            outputs=pack.outputs,
         )
 
     def run(self, pack: Pack, hidden_ND: Tensor, *, store: KeyStore | None = None) -> Tensor:

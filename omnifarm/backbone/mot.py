@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2Config
 
-from omnifarm.backbone.attention import AttentionPlan, attend
+from omnifarm.backbone.attention import AttentionPlan
+from omnifarm.backbone.attention_kernels import Attention, prepare_attention
 from omnifarm.backbone.config import rope_theta
 from omnifarm.backbone.layers import GatedMLP, RMSNorm
+from omnifarm.backbone.packed import PackedOutputs
 from omnifarm.backbone.positions import rotary_tables, rotate
 
 SUFFIXES = ("", "_moe_gen")
@@ -50,6 +52,8 @@ class MoTModel(nn.Module):
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__()
+        self.num_heads = int(config.num_attention_heads)
+        self.num_key_heads = int(config.num_key_value_heads or config.num_attention_heads)
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.theta = rope_theta(config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -61,9 +65,18 @@ class MoTModel(nn.Module):
         """Run both experts even on no tokens: sharded training needs every rank to touch the same weights."""
         self.compiled = False
         """Fuse what surrounds attention with torch.compile: for long runs, since it first compiles for a minute."""
+        self.attention_kernel: str | None = None
+        """A name in `attention_kernels.KERNELS`; None takes the usual one for the pass."""
 
     def forward(
-        self, hidden_ND: Tensor, *, num_und: int, positions: Tensor, plan: AttentionPlan, store: KeyStore | None = None
+        self,
+        hidden_ND: Tensor,
+        *,
+        num_und: int,
+        positions: Tensor,
+        plan: AttentionPlan,
+        store: KeyStore | None = None,
+        outputs: PackedOutputs | None = None,
     ) -> Tensor:
         """Run all layers and the final norms.
 
@@ -73,20 +86,37 @@ class MoTModel(nn.Module):
             positions: (N,) rotary positions, in memory order.
             plan: Attention over memory rows.
             store: Cached keys and values; None for a pass on its own.
+            outputs: The rows whose result is wanted; None wants all. The last layer attends and multiplies for them
+                alone.
 
         Returns:
-            (N, D) after the final norms, in memory order.
+            (N, D) after the final norms, in memory order; or the rows of `outputs`.
         """
         counts = [num_und, len(hidden_ND) - num_und]
         tables = self.rotary(positions, counts=counts, dtype=hidden_ND.dtype)
         slices = torch.split(hidden_ND, counts)
         touch = self.touch_every_parameter or not len(hidden_ND)
-        for layer in self.layers:
+        attention = self._prepared(plan, hidden_ND)
+        for index, layer in enumerate(self.layers):
+            wanted = outputs if index == len(self.layers) - 1 else None
+            if wanted is not None:
+                attention = self._prepared(wanted.plan, hidden_ND)
+            inputs = (slices, tables, attention, store, touch, self.compiled, wanted)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                slices = checkpoint(layer, slices, tables, plan, store, touch, self.compiled, use_reentrant=False)
+                slices = checkpoint(layer, *inputs, use_reentrant=False)
             else:
-                slices = layer(slices, tables, plan, store, touch, self.compiled)
+                slices = layer(*inputs)
         return torch.cat((self.norm(slices[0]), self.norm_moe_gen(slices[1])))
+
+    def _prepared(self, plan: AttentionPlan, hidden_ND: Tensor) -> Attention:
+        return prepare_attention(
+            plan,
+            num_heads=self.num_heads,
+            num_key_heads=self.num_key_heads,
+            like=hidden_ND,
+            needs_gradient=torch.is_grad_enabled() and hidden_ND.requires_grad,
+            kernel=self.attention_kernel,
+        )
 
     def rotary(self, positions: Tensor, *, counts: list[int], dtype: torch.dtype) -> tuple[RotaryTables, ...]:
         """Return (cos, sin) of each expert's rows; `counts` are their numbers of rows."""
@@ -110,12 +140,13 @@ class MoTLayer(nn.Module):
         self,
         slices: tuple[Tensor, ...],
         tables: tuple[RotaryTables, ...],
-        plan: AttentionPlan,
+        attention: Attention,
         store: KeyStore | None,
         touch: bool,
         compiled: bool = False,
+        outputs: PackedOutputs | None = None,
     ) -> tuple[Tensor, ...]:
-        """Map ((U, D), (E, D)) to the same shapes; `tables` holds each expert's own rows."""
+        """Map ((U, D), (E, D)) to the same shapes, or to the rows of `outputs`; `tables` holds each expert's own rows."""
         enter, leave = _compiled() if compiled else (_enter, _leave)
         is_run = [bool(hidden.shape[0]) or touch for hidden in slices]
         entered = [
@@ -126,10 +157,13 @@ class MoTLayer(nn.Module):
         query, key, value = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*entered, strict=True))
         if store is not None:
             key, value = store.update(self.index, key, value)
-        mixed = torch.split(attend(query, key, value, plan=plan), [hidden.shape[0] for hidden in slices])
+        if outputs is not None:
+            query = query.index_select(0, outputs.rows)
+            slices = tuple(hidden.index_select(0, rows) for hidden, rows in zip(slices, outputs.by_expert, strict=True))
+        mixed = torch.split(attention(query, key, value), [hidden.shape[0] for hidden in slices])
         return tuple(
-            leave(self._exit(suffix), hidden, part) if run else hidden
-            for suffix, hidden, part, run in zip(SUFFIXES, slices, mixed, is_run, strict=True)
+            leave(self._exit(suffix), hidden, part) if hidden.shape[0] or touch else hidden
+            for suffix, hidden, part in zip(SUFFIXES, slices, mixed, strict=True)
         )
 
     def _entrance(self, suffix: str) -> tuple[nn.Module, ...]:

@@ -79,6 +79,29 @@ class PackedLatents(_Movable):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PackedOutputs(_Movable):
+    """The rows on which a loss is taken: all that the last layer has to finish. O rows, understanding ones first."""
+
+    rows: Tensor
+    """(O,) memory rows, ascending."""
+    und_rows: Tensor
+    """The understanding rows among them."""
+    gen_rows: Tensor
+    """The generation rows among them, counted from the first generation row."""
+    ce: Tensor
+    """(n_ce,) for every label the output that predicts it."""
+    mse: Tensor
+    """(n_target,) for every latent token of a training target its output."""
+    plan: AttentionPlan
+    """Attention of these rows over all memory rows."""
+
+    @property
+    def by_expert(self) -> tuple[Tensor, Tensor]:
+        """Rows within each expert's slice."""
+        return self.und_rows, self.gen_rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pack(_Movable):
     """A packed batch. Indexes point into the sequence order unless a field says otherwise; L tokens in all."""
 
@@ -130,6 +153,8 @@ class Pack(_Movable):
     """(L,) in memory order: rows into [looked-up text, soft, ViT, latent] vectors."""
     num_shared: int
     """Tokens that samples would have had besides, were equal prefixes not laid out once."""
+    outputs: PackedOutputs
+    """Rows with a loss."""
     plan: AttentionPlan
     """Attention over memory rows; keys are all samples' cached tokens, then the new ones in memory order."""
 

@@ -6,6 +6,7 @@ model needs are made here, once per pack (BAGEL specification 3, 6).
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from omnifarm.backbone.attention import AttentionPlan, Visibility, plan_attention, plan_single
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
 from omnifarm.backbone.masks import AttentionMode, split_mask
+from omnifarm.backbone.outputs import pack_outputs
 from omnifarm.backbone.packed import Pack, PackedLatents, PackedVit
 from omnifarm.backbone.positions import grid_position_ids
 from omnifarm.backbone.segments import Expert, LatentSegment, Segment, SoftSlot, TextSegment, VitSegment
@@ -170,8 +172,7 @@ class _Layout:
             weight = 1.0 / (len(segment.ids) + 1) ** 0.5
             for place, label in enumerate((*segment.ids, self.special_ids.im_end)):
                 self.ce.append((first + place, label, weight, self.sample))
-        self.length += count
-        self.rope += count
+        self.length, self.rope = self.length + count, self.rope + count
         self.add_end_label(segment.end_label)
 
     def add_vit(self, segment: VitSegment) -> None:
@@ -227,6 +228,8 @@ class _Layout:
 
         ce = list(zip(*self.ce, strict=True)) or [(), (), (), ()]
         mse = list(zip(*self.mse, strict=True)) or [(), (), ()]
+        ce_rows, mse_rows = memory_of[_long(ce[0])], memory_of[_long(mse[0])]
+        num_und, sequences = self.length - int(is_gen.sum()), self.visibilities(memory_of, starts)
         return Pack(
             sample_lens=tuple(self.sample_lens),
             split_lens=tuple(self.split_lens),
@@ -247,12 +250,13 @@ class _Layout:
             mse_index=_long(mse[0]),
             mse_rows=_long(mse[1]),
             mse_sample=_long(mse[2]),
-            num_und=self.length - int(is_gen.sum()),
+            num_und=num_und,
             sequence_of=sequence_of,
             memory_of=memory_of,
             source=source[sequence_of],
             num_shared=sum(len(span) for path in self.ancestors for span in path),
-            plan=self.plan(sequence_of, memory_of, starts),
+            outputs=pack_outputs(ce_rows, mse_rows, num_und=num_und, sequences=sequences),
+            plan=self.plan(sequence_of, sequences, starts),
         )
 
     def finish_vit(self) -> PackedVit:
@@ -322,7 +326,7 @@ class _Layout:
                 "The tokenizer has more tokens than the checkpoint"
             )
 
-    def plan(self, sequence_of: Tensor, memory_of: Tensor, starts: Sequence[Start] | None) -> AttentionPlan:
+    def visibilities(self, memory_of: Tensor, starts: Sequence[Start] | None) -> list[Visibility]:
         pasts = [0] * len(self.sample_lens) if starts is None else [start.kv_len for start in starts]
         sequences: list[Visibility] = []
         token = split = past = 0
@@ -332,23 +336,26 @@ class _Layout:
             mask = split_mask(self.split_lens[span], modes=self.modes[span])
             mask = torch.cat((torch.ones(length, kv_len, dtype=torch.bool), mask), dim=1)
             rows = memory_of[token : token + length]
-            keys = torch.cat((torch.arange(past, past + kv_len), sum(pasts) + rows))
             above = [memory_of[span.start : span.stop] for span in path]
-            if above:
-                keys = torch.cat((*above, keys))
-                mask = torch.cat((torch.ones(length, len(keys) - len(rows), dtype=torch.bool), mask), dim=1)
+            keys = torch.cat((*above, torch.arange(past, past + kv_len), sum(pasts) + rows))
+            mask = torch.cat((torch.ones(length, len(keys) - kv_len - length, dtype=torch.bool), mask), dim=1)
             sequences.append(Visibility(query_rows=rows, key_rows=keys, mask=mask))
             token, split, past = token + length, split + num_splits, past + kv_len
+        return sequences
+
+    def plan(
+        self, sequence_of: Tensor, sequences: Sequence[Visibility], starts: Sequence[Start] | None
+    ) -> AttentionPlan:
         if starts is not None and len(sequences) == 1:
             # One sequence in memory order needs no gathers, only its mask in that order.
+            past = starts[0].kv_len
             columns = torch.cat((torch.arange(past), past + sequence_of))
             mask = sequences[0].mask[sequence_of][:, columns]  # type: ignore[index]
             return plan_single(None if bool(mask.all()) else mask)
         return plan_attention(sequences, num_queries=self.length)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Prefix:
+class _Prefix(NamedTuple):
     """A node of the tree of shared prefixes: a segment behind its ancestors."""
 
     node: int

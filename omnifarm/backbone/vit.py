@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import SiglipVisionConfig
 
-from omnifarm.backbone.attention import AttentionPlan, Visibility, attend, plan_attention
+from omnifarm.backbone.attention import AttentionPlan, Visibility, plan_attention
+from omnifarm.backbone.attention_kernels import Attention, prepare_attention
 from omnifarm.backbone.layers import activation_function
 
 
@@ -40,6 +41,7 @@ class VisionTransformer(nn.Module):
         self.encoder = nn.Module()
         self.encoder.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.num_heads = int(config.num_attention_heads)
         self.gradient_checkpointing = False
 
     def forward(self, patches: Tensor, *, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
@@ -54,11 +56,19 @@ class VisionTransformer(nn.Module):
             (N, V) after the final norm.
         """
         hidden = self.embeddings(patches, position_ids=position_ids)
+        attention = prepare_attention(
+            plan,
+            num_heads=self.num_heads,
+            num_key_heads=self.num_heads,
+            like=hidden,
+            needs_gradient=torch.is_grad_enabled() and hidden.requires_grad,
+            kernel=None,
+        )
         for layer in self.encoder.layers:  # type: ignore[union-attr]
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, plan=plan, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, attention=attention, use_reentrant=False)
             else:
-                hidden = layer(hidden, plan=plan)
+                hidden = layer(hidden, attention=attention)
         return self.post_layernorm(hidden)  # type: ignore[no-any-return]
 
 
@@ -87,9 +97,9 @@ class VisionLayer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = VisionMLP(config)
 
-    def forward(self, hidden: Tensor, *, plan: AttentionPlan) -> Tensor:
+    def forward(self, hidden: Tensor, *, attention: Attention) -> Tensor:
         """Map (N, V) to (N, V)."""
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden), plan=plan)
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden), attention=attention)
         return hidden + self.mlp(self.layer_norm2(hidden))  # type: ignore[no-any-return]
 
 
@@ -105,13 +115,13 @@ class VisionAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, hidden: Tensor, *, plan: AttentionPlan) -> Tensor:
+    def forward(self, hidden: Tensor, *, attention: Attention) -> Tensor:
         """Map (N, V) to (N, V)."""
         query, key, value = (
             projection(hidden).unflatten(-1, (self.num_heads, -1))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(attend(query, key, value, plan=plan))  # type: ignore[no-any-return]
+        return self.out_proj(attention(query, key, value))  # type: ignore[no-any-return]
 
 
 class VisionMLP(nn.Module):

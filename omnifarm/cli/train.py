@@ -58,7 +58,11 @@ def local(
     announce(records, backbone=backbone, fingerprint=chosen.fingerprint, steps=chosen.recipe.steps)
     if any(not record.state.is_finished for record in records):
         workbench = Workbench.open(
-            chosen.name, precision=chosen.recipe.precision, device=device, lanes_per_pack=lanes_per_pack
+            chosen.name,
+            precision=chosen.recipe.precision,
+            device=device,
+            lanes_per_pack=lanes_per_pack,
+            store=opened,
         )
         worker = Worker(
             f"local-{uuid.uuid4().hex[:8]}",

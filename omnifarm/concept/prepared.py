@@ -7,11 +7,15 @@ vision tower sees is that picture resized again.
 Shapes: N latent tokens, E numbers per token (p*p*Z), n patches, V width of the vision tower.
 """
 
+import logging
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from omnifarm.backbone.image_ops import ImageTransform, latent_grid, patchify_vit, to_tensor, vit_patch_size
@@ -19,6 +23,14 @@ from omnifarm.backbone.positions import grid_position_ids
 from omnifarm.backbone.segments import LatentSegment, VitSegment
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.concept.spec import ConceptImage, ConceptSpec
+from omnifarm.errors import ArtifactError, NotFoundError
+from omnifarm.logs import event
+from omnifarm.store.base import Store
+
+_logger = logging.getLogger(__name__)
+
+PREFIX = "prepared/"
+"""Keys of all prepared pictures begin with this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -87,6 +99,33 @@ def prepare(backbone: LoadedBackbone, image: Image.Image) -> PreparedImage:
     )
 
 
+def encode_prepared(prepared: PreparedImage) -> bytes:
+    """Return a prepared picture as safetensors."""
+    grids = torch.tensor([prepared.vit_grid, prepared.latent_grid], dtype=torch.int64)
+    tensors = {"features": prepared.features, "mean": prepared.mean, "std": prepared.std, "grids": grids}
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
+def decode_prepared(data: bytes) -> PreparedImage:
+    """Read a prepared picture.
+
+    Raises:
+        ArtifactError: The bytes are no prepared picture, or their tensors do not fit their grids.
+    """
+    try:
+        tensors = load(data)
+        (vit_grid, latent_grid) = (tuple(grid) for grid in tensors["grids"].tolist())
+        features, mean, std = (tensors[name] for name in ("features", "mean", "std"))
+        sizes = (math.prod(vit_grid), math.prod(latent_grid), math.prod(latent_grid))
+        if [len(one) for one in (features, mean, std)] != list(sizes) or mean.shape != std.shape:
+            raise ValueError(
+                f"grids {vit_grid} and {latent_grid} do not fit {features.shape}, {mean.shape}, {std.shape}"
+            )
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"expected a prepared picture, found {len(data)} bytes that are none: {error}") from error
+    return PreparedImage(features=features, vit_grid=vit_grid, mean=mean, std=std, latent_grid=latent_grid)
+
+
 class PreparedImages:
     """Prepared pictures by digest, the least recently used given up first. Not safe for concurrent use.
 
@@ -95,11 +134,13 @@ class PreparedImages:
     Args:
         backbone: Prepares them.
         capacity: Pictures kept; at 512x512 and the released sizes one takes about 10 MB.
+        store: Keeps them beyond this process, under the backbone's fingerprint and the picture's digest; None does not.
     """
 
-    def __init__(self, backbone: LoadedBackbone, *, capacity: int = 1024) -> None:
+    def __init__(self, backbone: LoadedBackbone, *, capacity: int = 1024, store: Store | None = None) -> None:
         self._backbone = backbone
         self._capacity = capacity
+        self._store = store
         self._kept: OrderedDict[str, PreparedImage] = OrderedDict()
 
     def get(self, spec: ConceptSpec, image: ConceptImage) -> PreparedImage:
@@ -110,12 +151,38 @@ class PreparedImages:
         """
         prepared = self._kept.get(image.digest)
         if prepared is None:
-            prepared = prepare(self._backbone, spec.open_image(image))
+            prepared = self._stored(image.digest) or self._prepare(spec, image)
             self._kept[image.digest] = prepared
         self._kept.move_to_end(image.digest)
         while len(self._kept) > self._capacity:
             self._kept.popitem(last=False)
         return prepared
+
+    def _stored(self, digest: str) -> PreparedImage | None:
+        """Return what an earlier process prepared; anything that does not fit this backbone is prepared anew."""
+        if self._store is None:
+            return None
+        try:
+            prepared = decode_prepared(self._store.get(self._key(digest)).data)
+        except NotFoundError:
+            return None
+        except ArtifactError as error:
+            event(_logger, "prepared_picture_refused", level=logging.WARNING, digest=digest, reason=str(error))
+            return None
+        config, dtype = self._backbone.config, self._backbone.model.dtype
+        fits = prepared.features.shape[1] == config.vit.hidden_size and prepared.mean.shape[1] == config.latent_dim
+        return prepared if fits and prepared.features.dtype == dtype else None
+
+    def _prepare(self, spec: ConceptSpec, image: ConceptImage) -> PreparedImage:
+        prepared = prepare(self._backbone, spec.open_image(image))
+        if self._store is not None:
+            self._store.put(self._key(image.digest), encode_prepared(prepared))
+        return prepared
+
+    def _key(self, digest: str) -> str:
+        # Features are rounded to the weights' type, so each type keeps its own.
+        dtype = str(self._backbone.model.dtype).removeprefix("torch.")
+        return f"{PREFIX}{self._backbone.fingerprint[:32]}/{dtype}/{digest}.safetensors"
 
     def get_all(self, spec: ConceptSpec) -> int:
         """Prepare every picture of a concept now; return how many there are. Bad pictures fail before training."""

@@ -15,8 +15,10 @@ from typing import Any, Literal, Self, get_args
 
 from omnifarm.errors import ConfigError
 
-Init = Literal["zero", "random", "class_word"]
+Init = Literal["zero", "random", "class_word", "visual"]
 """How soft tokens start."""
+Keep = Literal["last", "best"]
+"""Which soft tokens become the artifact."""
 Precision = Literal["float32", "bfloat16"]
 """Number format of the frozen weights; soft tokens and optimizer state are always float32."""
 Task = Literal["understanding", "generation", "editing"]
@@ -78,20 +80,31 @@ class TrainingRecipe:
     is_coupled: bool = False
     """Send all soft tokens through the understanding expert: the ablation without decoupling."""
     init: Init = "zero"
-    """Start of the soft tokens: all zero, N(0, init_std), or the class noun's mean embedding + N(0, init_std)."""
+    """Start of the soft tokens: all zero; N(0, init_std); the class noun's mean embedding + N(0, init_std); or centres
+    of the photographs' own visual tokens + N(0, init_std)."""
     init_std: float = 0.02
     """Standard deviation of the random part of an init other than zero."""
     identifier_init: str = ""
     """Text whose mean embedding starts the identifier's vector; empty: like the others."""
     precision: Precision = "bfloat16"
     """Number format of the frozen weights."""
+    held_out_photos: int = 0
+    """Photographs kept from training to measure the loss on, with the questions and edits that belong to them."""
+    held_out_every: int = 0
+    """Steps between two held-out measurements; 0 for none."""
+    patience: int = 0
+    """Held-out measurements in a row without a new best after which training ends early; 0 takes every step."""
+    keep: Keep = "last"
+    """Keep the last soft tokens, or those with the best held-out loss."""
     seed: int = 0
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "noise_draws"):
             _whole(name, getattr(self, name), least=1)
-        for name in ("warmup_steps", "num_und", "num_gen", "seed"):
+        for name in (
+            "warmup_steps", "num_und", "num_gen", "seed", "held_out_photos", "held_out_every", "patience",
+        ):  # fmt: skip
             _whole(name, getattr(self, name), least=0)
         for name in ("learning_rate", "eps", "max_grad_norm"):
             _number(name, getattr(self, name), low=0.0, high=math.inf, open_low=True)
@@ -109,12 +122,20 @@ class TrainingRecipe:
             raise ConfigError(
                 f"recipe: the shares of understanding, generation and editing must sum to 1, found {self.shares}"
             )
+        for name, choices in (("init", get_args(Init)), ("precision", get_args(Precision)), ("keep", get_args(Keep))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"recipe: {name} must be one of {choices}, found {getattr(self, name)!r}")
         if not isinstance(self.is_coupled, bool):
             raise ConfigError(f"recipe: is_coupled must be true or false, found {self.is_coupled!r}")
-        if self.init not in get_args(Init):
-            raise ConfigError(f"recipe: init must be one of {get_args(Init)}, found {self.init!r}")
-        if self.precision not in get_args(Precision):
-            raise ConfigError(f"recipe: precision must be one of {get_args(Precision)}, found {self.precision!r}")
+        if bool(self.held_out_photos) != bool(self.held_out_every):
+            raise ConfigError(
+                f"recipe: held_out_photos and held_out_every must both be set or both be 0, found "
+                f"{self.held_out_photos} and {self.held_out_every}"
+            )
+        if (self.patience or self.keep == "best") and not self.held_out_every:
+            raise ConfigError(
+                "recipe: patience and keep 'best' need held-out measurements; set held_out_every and held_out_photos"
+            )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

@@ -2,6 +2,7 @@
 
     artifacts/<name>/<version>/soft_tokens.safetensors
     artifacts/<name>/<version>/manifest.json             written last: an artifact without it does not exist
+    artifacts/<name>/<version>/losses.parquet            every step's losses, for people; may be missing
 
 A version is the digest of what the concept was learned from, so the same job writes the same key. Committing is safe
 to repeat and to race: exactly one writer wins, and the others are told that it is done.
@@ -31,6 +32,8 @@ TENSORS_FILE = "soft_tokens.safetensors"
 """Name of the tensors' object."""
 MANIFEST_FILE = "manifest.json"
 """Name of the manifest's object."""
+CURVE_FILE = "losses.parquet"
+"""Name of the loss curves' object."""
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -45,12 +48,13 @@ class ConceptRepository:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def commit(self, manifest: ArtifactManifest, soft_tokens: SoftTokens) -> bool:
+    def commit(self, manifest: ArtifactManifest, soft_tokens: SoftTokens, *, curve: bytes | None = None) -> bool:
         """Store an artifact for good.
 
         Args:
             manifest: Its `tensors_digest`, counts and width must fit `soft_tokens` (see `manifest_for`).
             soft_tokens: The learned vectors.
+            curve: Every step's losses as parquet, to lie beside them.
 
         Returns:
             True when this call wrote it, False when the version was already committed (by whomever).
@@ -71,6 +75,9 @@ class ConceptRepository:
             self._store.put(folder + MANIFEST_FILE, encode_manifest(manifest), if_none_match=True)
         except PreconditionError:
             return False
+        if curve is not None:
+            # For people, not part of the artifact: the winner alone writes it, and nothing depends on it.
+            self._store.put(folder + CURVE_FILE, curve)
         return True
 
     def is_committed(self, name: str, version: str) -> bool:

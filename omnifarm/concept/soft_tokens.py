@@ -116,6 +116,7 @@ def initial_table(
     embedding_VD: Tensor,
     class_ids: Sequence[int],
     identifier_ids: Sequence[int] = (),
+    visual_ND: Tensor | None = None,
     name: str = "",
 ) -> Tensor:
     """Return the vectors a concept's training starts from, (C, D) float32.
@@ -128,16 +129,22 @@ def initial_table(
         embedding_VD: The backbone's token embedding (V, D).
         class_ids: Ids of the class noun, for `class_word`.
         identifier_ids: Ids of the recipe's `identifier_init` text; empty starts the identifier like the others.
+        visual_ND: Visual tokens of the concept's photographs as the language model sees them, for `visual`.
         name: The concept, so that equal recipes give concepts different noise.
 
     Raises:
-        ConfigError: `class_word` without class ids.
+        ConfigError: `class_word` without class ids, or `visual` with fewer visual tokens than rows.
     """
     width = embedding_VD.shape[1]
     table_CD = torch.zeros(layout.num_rows, width)
     if recipe.init != "zero":
         draws = torch.randn(table_CD.shape, generator=generator(recipe.seed, name, "soft_tokens"))
         table_CD += recipe.init_std * draws
+    if recipe.init == "visual":
+        if visual_ND is None or len(visual_ND) < layout.num_rows:
+            found = 0 if visual_ND is None else len(visual_ND)
+            raise ConfigError(f"soft tokens: init visual needs at least {layout.num_rows} visual tokens, found {found}")
+        table_CD += _centres(visual_ND, layout.num_rows, draws=generator(recipe.seed, name, "centres"))
     if recipe.init == "class_word":
         if not class_ids:
             raise ConfigError("soft tokens: init class_word needs the class noun's token ids, found none")
@@ -145,6 +152,19 @@ def initial_table(
     if identifier_ids:
         table_CD[layout.sks_row] = _mean_embedding(embedding_VD, identifier_ids)
     return table_CD
+
+
+def _centres(points_ND: Tensor, count: int, *, draws: torch.Generator, rounds: int = 10) -> Tensor:
+    """Return `count` centres of points by k-means (Lloyd's rounds from randomly chosen points), (count, D) float32."""
+    points_ND = points_ND.detach().to("cpu", torch.float32)
+    centres = points_ND[torch.randperm(len(points_ND), generator=draws)[:count]].clone()
+    for _ in range(rounds):
+        nearest = torch.cdist(points_ND, centres).argmin(dim=1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points_ND)
+        sizes = torch.bincount(nearest, minlength=count)
+        # A centre that lost all its points stays where it was.
+        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)
+    return centres
 
 
 def _mean_embedding(embedding_VD: Tensor, ids: Sequence[int]) -> Tensor:

@@ -26,6 +26,7 @@ from omnifarm.logs import event
 from omnifarm.store.base import Store
 from omnifarm.store.open import open_store
 from omnifarm.training.checkpoint import save_lane
+from omnifarm.training.curves import curve_parquet
 from omnifarm.training.lane import Lane
 from omnifarm.training.workbench import Workbench
 
@@ -208,13 +209,15 @@ class Worker:
         """Commit a finished lane or record why it stopped."""
         record, lane = held.record, held.lane
         if lane.stopped is not None:
+            # What it did until then says more than the reason alone.
+            self._store.put(_curve_key(record), curve_parquet(lane))
             self._fail(record, reason=lane.stopped, retryable=False)
             return
         finished = self._workbench.finish(lane, spec=held.spec, identity=record.job_id)
         try:
             # Nothing is written by a worker whose lease is gone, however late it comes.
             record = self._queue.heartbeat(record, step=lane.step, ttl_s=self._settings.lease_s)
-            is_first = self._repository.commit(finished.manifest, finished.soft_tokens)
+            is_first = self._repository.commit(finished.manifest, finished.soft_tokens, curve=finished.curve)
             self._queue.complete(record, artifact=f"artifacts/{record.name}/{record.job_id}/")
         except LeaseLostError as error:
             event(_logger, "late_commit_discarded", concept=record.name, worker=self._id, reason=str(error))
@@ -262,12 +265,13 @@ def run_worker(
         WeightsError: The backbone cannot be loaded.
         StoreError: The store failed.
     """
+    store = open_store(store_url)
     workbench = Workbench.open(
-        backbone, precision=recipe.precision, device=device, lanes_per_pack=settings.lanes_per_pack
+        backbone, precision=recipe.precision, device=device, lanes_per_pack=settings.lanes_per_pack, store=store
     )
     Worker(
         worker_id,
-        store=open_store(store_url),
+        store=store,
         workbench=workbench,
         recipe=recipe,
         job_ids=job_ids,
@@ -277,3 +281,7 @@ def run_worker(
 
 def _checkpoint_key(record: JobRecord) -> str:
     return f"{CHECKPOINTS}{record.job_id}.safetensors"
+
+
+def _curve_key(record: JobRecord) -> str:
+    return f"{CHECKPOINTS}{record.job_id}.losses.parquet"

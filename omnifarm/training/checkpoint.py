@@ -6,7 +6,6 @@ checkpoint of anything else is refused.
 """
 
 import json
-import math
 from dataclasses import fields
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import TrainingError
-from omnifarm.training.lane import Lane, SampleSource, StepLosses
+from omnifarm.training.lane import HeldOutLoss, Lane, SampleSource, StepLosses
 from omnifarm.training.optimizer import Moments
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _HEADER = "omnifarm_lane"
 _COLUMNS = tuple(column.name for column in fields(StepLosses))
 
@@ -46,12 +45,21 @@ def save_lane(lane: Lane, *, identity: str) -> bytes:
         "first": lane.moments.first.cpu().contiguous(),
         "second": lane.moments.second.cpu().contiguous(),
         "losses": losses.reshape(len(lane.losses), len(_COLUMNS)),
+        "held_out_losses": torch.tensor([[one.step, one.loss] for one in lane.held_out_losses], dtype=torch.float64),
     }
+    if lane.best is not None:
+        tensors["best"] = lane.best.cpu().contiguous()
     return save(tensors, metadata={_HEADER: json.dumps(header)})
 
 
 def load_lane(
-    data: bytes, *, identity: str, recipe: TrainingRecipe, source: SampleSource, device: torch.device | str = "cpu"
+    data: bytes,
+    *,
+    identity: str,
+    recipe: TrainingRecipe,
+    source: SampleSource,
+    held_out: SampleSource | None = None,
+    device: torch.device | str = "cpu",
 ) -> Lane:
     """Rebuild a lane from bytes.
 
@@ -60,6 +68,7 @@ def load_lane(
         identity: What the lane must have been trained from.
         recipe: How it is learned (part of the identity).
         source: Its samples (part of the identity).
+        held_out: Samples it is measured on, if the recipe asks for it.
         device: Where its tensors go.
 
     Raises:
@@ -88,6 +97,9 @@ def load_lane(
         moments=Moments(first=tensors["first"].to(device), second=tensors["second"].to(device)),
         step=header["step"],
         losses=[StepLosses(**dict(zip(header["loss_columns"], row, strict=True))) for row in rows],
+        held_out=held_out,
+        held_out_losses=[HeldOutLoss(step=int(row[0]), loss=row[1]) for row in tensors["held_out_losses"].tolist()],
+        best=tensors["best"].to(device) if "best" in tensors else None,
         train_s=header["train_s"],
         stopped=header["stopped"],
     )
@@ -95,30 +107,8 @@ def load_lane(
     return lane
 
 
-def loss_curve(lane: Lane, *, max_points: int = 200) -> dict[str, list[float | None]]:
-    """Return the losses as JSON values: column name to one number per point, and the points' `step`.
-
-    Long curves are thinned to means over equal windows of steps; a window without a sample of a task holds None.
-
-    Args:
-        lane: The lane.
-        max_points: Most points returned (>= 1).
-    """
-    width = max(1, -(-len(lane.losses) // max_points))
-    windows = [lane.losses[start : start + width] for start in range(0, len(lane.losses), width)]
-    curve: dict[str, list[float | None]] = {"step": [float(index * width) for index in range(len(windows))]}
-    for name in _COLUMNS:
-        curve[name] = [_mean([getattr(one, name) for one in window]) for window in windows]
-    return curve
-
-
-def _mean(values: list[float]) -> float | None:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else None
-
-
 def _require_whole(lane: Lane, tensors: dict[str, Tensor]) -> None:
-    shapes = {name: tuple(tensors[name].shape) for name in ("soft", "first", "second")}
+    shapes = {name: tuple(tensors[name].shape) for name in ("soft", "first", "second", "best") if name in tensors}
     if len(set(shapes.values())) != 1 or lane.soft.shape[0] != lane.recipe.num_soft_tokens:
         raise TrainingError(
             f"expected {lane.recipe.num_soft_tokens} soft tokens with moments of the same shape, found {shapes}"

@@ -7,6 +7,7 @@ whole data cursor.
 Shapes: C soft tokens of a concept (1 + N_u + N_g), D width of the language model.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -41,6 +42,20 @@ class StepLosses:
     """Mean squared velocity error of edits."""
     grad_norm: float
     """Length of the gradient before clipping."""
+    grad_norm_und: float = math.nan
+    """Its part in the identifier's and the understanding expert's soft tokens."""
+    grad_norm_gen: float = math.nan
+    """Its part in the generation expert's soft tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOutLoss:
+    """One measurement on samples that are not learned from."""
+
+    step: int
+    """Optimizer steps taken before it."""
+    loss: float
+    """The weighted sum that training minimises."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -61,13 +76,27 @@ class Lane:
     """Optimizer steps taken."""
     losses: list[StepLosses] = field(default_factory=list)
     """One entry per step taken."""
+    held_out: SampleSource | None = None
+    """What its held-out loss is measured on: always the samples of step 0."""
+    held_out_losses: list[HeldOutLoss] = field(default_factory=list)
+    """Every measurement so far."""
+    best: Tensor | None = None
+    """Soft tokens (C, D) at the best measurement; None before the first."""
     train_s: float = 0.0
     """Seconds of stepping so far, waiting not counted; says nothing about the result."""
     stopped: str | None = None
     """Why the lane will take no further step although it is not done; None while it is healthy."""
 
     @classmethod
-    def start(cls, name: str, *, recipe: TrainingRecipe, source: SampleSource, soft_CD: Tensor) -> "Lane":
+    def start(
+        cls,
+        name: str,
+        *,
+        recipe: TrainingRecipe,
+        source: SampleSource,
+        soft_CD: Tensor,
+        held_out: SampleSource | None = None,
+    ) -> "Lane":
         """Begin a lane.
 
         Args:
@@ -75,14 +104,35 @@ class Lane:
             recipe: How it is learned.
             source: Its samples.
             soft_CD: Initial soft tokens (C, D); copied, as float32.
+            held_out: Samples to measure on, if the recipe asks for it.
         """
         soft_CD = soft_CD.detach().to(torch.float32).clone().requires_grad_(True)
-        return cls(name=name, recipe=recipe, source=source, soft=soft_CD, moments=Moments.zeros_like(soft_CD.detach()))
+        moments = Moments.zeros_like(soft_CD.detach())
+        return cls(name=name, recipe=recipe, source=source, soft=soft_CD, moments=moments, held_out=held_out)
 
     @property
     def is_done(self) -> bool:
-        """Whether every step of the recipe was taken."""
-        return self.step >= self.recipe.steps
+        """Whether every step of the recipe was taken, or the held-out loss has stopped falling."""
+        return self.step >= self.recipe.steps or self.has_converged
+
+    @property
+    def has_converged(self) -> bool:
+        """Whether the last `patience` held-out measurements brought no new best."""
+        if not self.recipe.patience or not self.held_out_losses:
+            return False
+        losses = [one.loss for one in self.held_out_losses]
+        return len(losses) - 1 - losses.index(min(losses)) >= self.recipe.patience
+
+    @property
+    def wants_held_out(self) -> bool:
+        """Whether the next step measures the held-out loss as well."""
+        every = self.recipe.held_out_every
+        return self.held_out is not None and self.step > 0 and self.step % every == 0
+
+    @property
+    def result(self) -> Tensor:
+        """The soft tokens (C, D) the recipe keeps: the last, or the best measured."""
+        return self.best if self.recipe.keep == "best" and self.best is not None else self.soft.detach()
 
     @property
     def is_active(self) -> bool:
@@ -100,6 +150,12 @@ class Lane:
         adamw_(self.soft.detach(), grad_CD=clipped_CD, moments=self.moments, step=self.step, recipe=self.recipe)
         self.losses.append(losses)
         self.step += 1
+
+    def measured(self, loss: float) -> None:
+        """Take note of the held-out loss of the present soft tokens."""
+        if self.best is None or loss < min(one.loss for one in self.held_out_losses):
+            self.best = self.soft.detach().clone()
+        self.held_out_losses.append(HeldOutLoss(step=self.step, loss=loss))
 
     def stop(self, reason: str) -> None:
         """Take no further step; the first reason stays."""

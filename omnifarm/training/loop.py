@@ -7,14 +7,21 @@ while trainer.lanes:
         ...  # done or stopped, and no longer in the trainer
 """
 
+import logging
 from collections.abc import Sequence
 
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.errors import TrainingError
+from omnifarm.logs import event
 from omnifarm.training.lane import Lane
 from omnifarm.training.sharding import Sharding
-from omnifarm.training.step import packed_step
+from omnifarm.training.step import PackCount, packed_step
+
+_logger = logging.getLogger(__name__)
+
+LOG_EVERY = 200
+"""Steps between two log lines on what sharing saved."""
 
 
 class Trainer:
@@ -26,6 +33,7 @@ class Trainer:
         config: The backbone's configuration.
         lanes_per_pack: Lanes that share one forward. With 1 a lane's result is bit for bit what it would be alone;
             with more, matrix products of other heights may round differently in the last digit.
+        share_prefixes: Lay equal prefixes of samples out once; off only to measure what that saves.
         clock: For the lanes' training time.
     """
 
@@ -36,6 +44,7 @@ class Trainer:
         special_ids: SpecialIds,
         config: BackboneConfig,
         lanes_per_pack: int = 1,
+        share_prefixes: bool = True,
         clock: Clock | None = None,
     ) -> None:
         if lanes_per_pack < 1:
@@ -44,7 +53,11 @@ class Trainer:
         self._special_ids = special_ids
         self._config = config
         self._lanes_per_pack = lanes_per_pack
+        self._share_prefixes = share_prefixes
         self._clock = clock or SystemClock()
+        self.count = PackCount()
+        """Tokens of all steps so far."""
+        self._steps = 0
         self._lanes: dict[str, Lane] = {}
 
     @property
@@ -79,9 +92,20 @@ class Trainer:
         for start in range(0, len(active), self._lanes_per_pack):
             together = active[start : start + self._lanes_per_pack]
             began_s = self._clock.monotonic_s()
-            packed_step(together, sharding=self._sharding, special_ids=self._special_ids, config=self._config)
+            self.count += packed_step(
+                together,
+                sharding=self._sharding,
+                special_ids=self._special_ids,
+                config=self._config,
+                share_prefixes=self._share_prefixes,
+            )
             for lane in together:
                 lane.train_s += (self._clock.monotonic_s() - began_s) / len(together)
+        if active:
+            self._steps += 1
+            if self._steps % LOG_EVERY == 1:
+                saved = round(self.count.share_saved, 4)
+                event(_logger, "tokens_packed", steps=self._steps, num_tokens=self.count.num_tokens, share_saved=saved)
         over = [lane for lane in self._lanes.values() if not lane.is_active]
         for lane in over:
             del self._lanes[lane.name]

@@ -9,13 +9,13 @@ decided without neighbours.
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
-from omnifarm.backbone.packing import pack
+from omnifarm.backbone.packing import Pack, pack
 from omnifarm.backbone.segments import Segment, TextSegment
 from omnifarm.concept.recipe import Task
 from omnifarm.concept.samples import ConceptSample
@@ -31,7 +31,32 @@ EXPLOSION = 20.0
 """A loss this many times its own start (at least 1.0) after the warm-up is not coming back."""
 
 
-def packed_step(lanes: Sequence[Lane], *, sharding: Sharding, special_ids: SpecialIds, config: BackboneConfig) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackCount:
+    """What the packs of some steps held."""
+
+    num_tokens: int = 0
+    """Tokens computed."""
+    num_shared: int = 0
+    """Tokens that samples had in common with an earlier one, not computed again."""
+
+    def __add__(self, other: "PackCount") -> "PackCount":
+        return PackCount(num_tokens=self.num_tokens + other.num_tokens, num_shared=self.num_shared + other.num_shared)
+
+    @property
+    def share_saved(self) -> float:
+        """Share of all tokens that sharing saved, in [0, 1)."""
+        return self.num_shared / max(1, self.num_tokens + self.num_shared)
+
+
+def packed_step(
+    lanes: Sequence[Lane],
+    *,
+    sharding: Sharding,
+    special_ids: SpecialIds,
+    config: BackboneConfig,
+    share_prefixes: bool = True,
+) -> PackCount:
     """Advance every lane by one optimizer step; a lane that diverges is stopped instead.
 
     Args:
@@ -39,23 +64,48 @@ def packed_step(lanes: Sequence[Lane], *, sharding: Sharding, special_ids: Speci
         sharding: The frozen backbone.
         special_ids: Ids of the frame tokens.
         config: The backbone's configuration.
+        share_prefixes: Lay equal prefixes out once; off only to measure what that saves.
+
+    Returns:
+        How many tokens were computed and how many were not.
     """
     drawn = _draw(lanes)
     lanes = [lane for lane in lanes if lane.is_active]
     if not lanes:
-        return
-    losses, grads = _forward_backward(lanes, drawn, sharding=sharding, special_ids=special_ids, config=config)
-    measured = [_measured(loss, grad_CD) for loss, grad_CD in zip(losses, grads, strict=True)]
+        return PackCount()
+    packed, tasks, spans, held_out = _packed(
+        lanes, drawn, special_ids=special_ids, config=config, share_prefixes=share_prefixes
+    )
+    output = sharding.forward(packed.to(sharding.device), soft_table=torch.cat([lane.soft for lane in lanes]))
+    losses = [
+        lane_loss(output, tasks=tasks, samples=span, recipe=lane.recipe)
+        for lane, span in zip(lanes, spans, strict=True)
+    ]
+    total = torch.stack([loss.total for loss in losses]).sum()
+    grads = torch.autograd.grad(total, [lane.soft for lane in lanes])
+    count = PackCount(num_tokens=packed.num_tokens, num_shared=packed.num_shared)
+    measured = [
+        step_losses(loss, grad_CD, num_gen=lane.recipe.num_gen)
+        for lane, loss, grad_CD in zip(lanes, losses, grads, strict=True)
+    ]
     if len(lanes) > 1 and not all(_is_finite(one) for one in measured):
         for lane in lanes:
-            packed_step([lane], sharding=sharding, special_ids=special_ids, config=config)
-        return
+            count += packed_step(
+                [lane], sharding=sharding, special_ids=special_ids, config=config, share_prefixes=share_prefixes
+            )
+        return count
+    for lane, span in zip(lanes, held_out, strict=True):
+        if span:
+            lane.measured(float(lane_loss(output, tasks=tasks, samples=span, recipe=lane.recipe).total.detach()))
     for lane, one, grad_CD in zip(lanes, measured, grads, strict=True):
+        if not lane.is_active:
+            continue
         if (reason := _divergence(lane, one)) is not None:
             lane.stop(reason)
             event(_logger, "lane_stopped", level=logging.WARNING, concept=lane.name, step=lane.step, reason=reason)
         else:
             lane.apply(grad_CD, losses=one)
+    return count
 
 
 def _draw(lanes: Sequence[Lane]) -> list[Sequence[ConceptSample]]:
@@ -70,33 +120,33 @@ def _draw(lanes: Sequence[Lane]) -> list[Sequence[ConceptSample]]:
     return drawn
 
 
-def _forward_backward(
+def _packed(
     lanes: Sequence[Lane],
     drawn: Sequence[Sequence[ConceptSample]],
     *,
-    sharding: Sharding,
     special_ids: SpecialIds,
     config: BackboneConfig,
-) -> tuple[list[LaneLoss], list[Tensor]]:
-    """Return each lane's loss and the gradient of its soft tokens, changing nothing."""
+    share_prefixes: bool,
+) -> tuple[Pack, list[Task], list[range], list[range]]:
+    """Return the lanes' samples as one pack, every sample's task, each lane's own samples and its held-out ones.
+
+    Held-out samples ride in the same forward: it costs nobody a pass of its own, and their loss enters no gradient.
+    """
     sequences: list[list[Segment]] = []
     tasks: list[Task] = []
     spans: list[range] = []
+    held_out: list[range] = []
     row = 0
     for lane, samples in zip(lanes, drawn, strict=True):
-        spans.append(range(len(sequences), len(sequences) + len(samples)))
-        sequences += [shift_rows(sample.segments, by=row) for sample in samples]
-        tasks += [sample.task for sample in samples]
+        measured = lane.held_out.draw(0) if lane.held_out is not None and lane.wants_held_out else ()
+        first, middle = len(sequences), len(sequences) + len(samples)
+        spans.append(range(first, middle))
+        held_out.append(range(middle, middle + len(measured)))
+        sequences += [shift_rows(sample.segments, by=row) for sample in (*samples, *measured)]
+        tasks += [sample.task for sample in (*samples, *measured)]
         row += lane.soft.shape[0]
-    packed = pack(sequences, special_ids=special_ids, config=config, share_prefixes=True).to(sharding.device)
-    tables = [lane.soft for lane in lanes]
-    output = sharding.forward(packed, soft_table=torch.cat(tables))
-    losses = [
-        lane_loss(output, tasks=tasks, samples=span, recipe=lane.recipe)
-        for lane, span in zip(lanes, spans, strict=True)
-    ]
-    grads = torch.autograd.grad(torch.stack([loss.total for loss in losses]).sum(), tables)
-    return losses, list(grads)
+    packed = pack(sequences, special_ids=special_ids, config=config, share_prefixes=share_prefixes)
+    return packed, tasks, spans, held_out
 
 
 def shift_rows(segments: Sequence[Segment], *, by: int) -> list[Segment]:
@@ -109,14 +159,25 @@ def shift_rows(segments: Sequence[Segment], *, by: int) -> list[Segment]:
     ]
 
 
-def _measured(loss: LaneLoss, grad_CD: Tensor) -> StepLosses:
+def step_losses(loss: LaneLoss, grad_CD: Tensor, *, num_gen: int) -> StepLosses:
+    """Return the numbers of one step: loss per task (nan without a sample), and lengths of the gradient.
+
+    Args:
+        loss: Of the lane.
+        grad_CD: Its gradient with respect to the lane's soft tokens, the generation expert's rows last.
+        num_gen: How many those are.
+    """
     terms = {task: float(term) for task, term in loss.terms.items()}
+    cut = len(grad_CD) - num_gen
+    norms = [float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in (grad_CD[:cut], grad_CD[cut:])]
     return StepLosses(
         total=float(loss.total.detach()),
         understanding=terms.get("understanding", math.nan),
         generation=terms.get("generation", math.nan),
         editing=terms.get("editing", math.nan),
-        grad_norm=float(torch.linalg.vector_norm(grad_CD, dtype=torch.float64)),
+        grad_norm=math.hypot(*norms),
+        grad_norm_und=norms[0],
+        grad_norm_gen=norms[1],
     )
 
 

@@ -1,24 +1,28 @@
 """From a concept to its lane and from a finished lane to its artifact, over one loaded backbone.
 
 A workbench holds what all lanes of a process share: the frozen backbone, pictures prepared once, the trainer.
-Knows no store, queue or cluster.
+Knows no queue or cluster, and a store only as the place where prepared pictures outlive the process.
 """
 
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from torch import Tensor
 
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
+from omnifarm.concept.held_out import split_held_out
 from omnifarm.concept.prepared import PreparedImages
 from omnifarm.concept.recipe import Precision, TrainingRecipe
 from omnifarm.concept.samples import ConceptSamples
 from omnifarm.concept.soft_tokens import SoftTokenLayout, SoftTokens, initial_table
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import TrainingError
-from omnifarm.training.checkpoint import load_lane, loss_curve
+from omnifarm.store.base import Store
+from omnifarm.training.checkpoint import load_lane
+from omnifarm.training.curves import curve_parquet, loss_curve
 from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
 from omnifarm.training.sharding import Replicated
@@ -35,6 +39,8 @@ class Finished:
     """What it is and what it was made from."""
     soft_tokens: SoftTokens
     """The learned vectors."""
+    curve: bytes
+    """Every step's losses as parquet (see `curves.curve_parquet`)."""
 
 
 class Workbench:
@@ -43,13 +49,21 @@ class Workbench:
     Args:
         backbone: Loaded with the type the recipes ask for.
         lanes_per_pack: See `Trainer`.
+        store: Keeps prepared pictures for the next process; None keeps them in memory alone.
         clock: For training time and creation dates.
     """
 
-    def __init__(self, backbone: LoadedBackbone, *, lanes_per_pack: int = 1, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        backbone: LoadedBackbone,
+        *,
+        lanes_per_pack: int = 1,
+        store: Store | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._backbone = backbone
         self._clock = clock or SystemClock()
-        self._images = PreparedImages(backbone)
+        self._images = PreparedImages(backbone, store=store)
         self.trainer = Trainer(
             Replicated(backbone.model),
             special_ids=backbone.special_ids,
@@ -66,6 +80,7 @@ class Workbench:
         precision: Precision,
         device: str = "cpu",
         lanes_per_pack: int = 1,
+        store: Store | None = None,
         clock: Clock | None = None,
     ) -> "Workbench":
         """Load a backbone by name or folder and set up a workbench for it.
@@ -74,7 +89,7 @@ class Workbench:
             WeightsError: The backbone cannot be loaded.
         """
         loaded = load_backbone(backbone, dtype=DTYPES[precision], device=device)
-        return cls(loaded, lanes_per_pack=lanes_per_pack, clock=clock)
+        return cls(loaded, lanes_per_pack=lanes_per_pack, store=store, clock=clock)
 
     @property
     def fingerprint(self) -> str:
@@ -107,9 +122,18 @@ class Workbench:
             )
         self._images.get_all(spec)
         layout = SoftTokenLayout.of_recipe(recipe)
-        source = ConceptSamples(spec, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout)
+        learned, measured = spec, None
+        if recipe.held_out_photos:
+            learned, measured = split_held_out(spec, count=recipe.held_out_photos)
+        source, held_out = (
+            one and ConceptSamples(one, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout)
+            for one in (learned, measured)
+        )
+        assert source is not None
         if checkpoint is not None:
-            return load_lane(checkpoint, identity=identity, recipe=recipe, source=source, device=model.device)
+            return load_lane(
+                checkpoint, identity=identity, recipe=recipe, source=source, held_out=held_out, device=model.device
+            )
         tokenizer = self._backbone.tokenizer
         table_CD = initial_table(
             layout,
@@ -117,9 +141,18 @@ class Workbench:
             embedding_VD=model.language_model.model.embed_tokens.weight,
             class_ids=tokenizer.encode_user(spec.class_noun),
             identifier_ids=tokenizer.encode(recipe.identifier_init) if recipe.identifier_init else (),
+            visual_ND=self._visual_tokens(learned) if recipe.init == "visual" else None,
             name=spec.name,
         )
-        return Lane.start(spec.name, recipe=recipe, source=source, soft_CD=table_CD.to(model.device))
+        return Lane.start(spec.name, recipe=recipe, source=source, soft_CD=table_CD.to(model.device), held_out=held_out)
+
+    @torch.no_grad()
+    def _visual_tokens(self, spec: ConceptSpec) -> Tensor:
+        """Return what the language model sees of a concept's photographs, (N, D), without positions."""
+        model = self._backbone.model
+        features = torch.cat([self._images.get(spec, image).features for image in spec.images])
+        visual: Tensor = model.connector(features.to(model.device, model.dtype))
+        return visual
 
     def finish(self, lane: Lane, *, spec: ConceptSpec, identity: str) -> Finished:
         """Return a finished lane's artifact.
@@ -137,7 +170,7 @@ class Workbench:
                 f"the lane of {lane.name!r} is not finished: step {lane.step} of {lane.recipe.steps}, "
                 f"stopped: {lane.stopped or 'no'}"
             )
-        soft_tokens = SoftTokenLayout.of_recipe(lane.recipe).split(lane.soft)
+        soft_tokens = SoftTokenLayout.of_recipe(lane.recipe).split(lane.result)
         manifest = ArtifactManifest(
             name=spec.name,
             version=identity,
@@ -155,7 +188,9 @@ class Workbench:
             created_at_s=round(self._clock.now_s(), 3),
             versions={"omnifarm": _own_version(), "torch": str(torch.__version__)},
         )
-        return Finished(manifest=replace(manifest, warnings=_warnings(lane)), soft_tokens=soft_tokens)
+        return Finished(
+            manifest=replace(manifest, warnings=_warnings(lane)), soft_tokens=soft_tokens, curve=curve_parquet(lane)
+        )
 
 
 def _warnings(lane: Lane) -> tuple[str, ...]:

@@ -132,7 +132,8 @@ class TrainingRun:
             vectors = model.embed(packed, soft_table=soft_table)
         self.entering = vectors.requires_grad_()
         with torch.enable_grad():
-            self.output: TrainOutput = model.losses(packed, model.run(packed, self.entering))
+            self.last_hidden = model.run(packed, self.entering).index_select(0, packed.memory_of)
+            self.output: TrainOutput = model.losses(packed, model.run_outputs(packed, self.entering))
             self.loss_ce, self.loss_mse = reduced(self.output)
             self.loss_total = self.loss_ce + self.loss_mse
 
@@ -140,7 +141,7 @@ class TrainingRun:
         """Compare losses and states, whichever of them the group recorded."""
         output = self.output
         found = {
-            "last_hidden": output.last_hidden,
+            "last_hidden": self.last_hidden,
             "ce": output.ce,
             "ce_logits": output.logits,
             "mse": output.mse,

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnifarm.backbone.attention_kernels import FusedGroups
 from omnifarm.backbone.kv_cache import GrowingStore
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.mot import MoTLayer
@@ -66,8 +67,10 @@ def read_conditions(
     tables = language.rotary(packed.position_ids[packed.sequence_of], counts=counts, dtype=hidden.dtype)
     und, gen = torch.split(hidden, counts)
     store = GrowingStore([])
+    heads, key_heads = language.num_heads, language.num_key_heads
+    attention = FusedGroups(packed.plan, num_heads=heads, num_key_heads=key_heads, dtype=hidden.dtype)
     for layer in language.layers:
-        und, gen = layer((und.detach(), gen), tables, packed.plan, store, False)
+        und, gen = layer((und.detach(), gen), tables, attention, store, False)
     longest = max(packed.sample_lens, default=0)
     padded = max(_BUCKET, -(-longest // _BUCKET) * _BUCKET)
     rows = torch.zeros(len(samples), padded, dtype=torch.long)

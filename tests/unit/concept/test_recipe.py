@@ -22,12 +22,15 @@ def test_every_field_moves_the_digest() -> None:
         "seed": 3, "is_coupled": True,
     }  # fmt: skip
     shares = {"share_understanding", "share_generation", "share_editing"}
-    assert set(changes) | shares == {field.name for field in dataclasses.fields(TrainingRecipe)}
+    measuring = {"held_out_photos": 2, "held_out_every": 10, "patience": 3, "keep": "best"}
+    assert set(changes) | shares | set(measuring) == {field.name for field in dataclasses.fields(TrainingRecipe)}
     digests = {base.with_overrides({name: value}).digest() for name, value in changes.items()}
     digests.add(
         base.with_overrides({"share_understanding": 0.5, "share_generation": 0.5, "share_editing": 0.0}).digest()
     )
-    assert len(digests) == len(changes) + 1
+    for taken in range(2, len(measuring) + 1):
+        digests.add(base.with_overrides(dict(list(measuring.items())[:taken])).digest())
+    assert len(digests) == len(changes) + 4
     assert base.digest() not in digests
 
 

@@ -7,7 +7,8 @@ import torch
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.samples import ConceptSample
 from omnifarm.errors import TrainingError
-from omnifarm.training.checkpoint import load_lane, loss_curve, save_lane
+from omnifarm.training.checkpoint import load_lane, save_lane
+from omnifarm.training.curves import loss_curve
 from omnifarm.training.lane import Lane, StepLosses
 
 

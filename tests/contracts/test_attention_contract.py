@@ -1,0 +1,87 @@
+"""Every attention kernel gives what a dense softmax over the written-out visibility gives, and its gradients."""
+
+import pytest
+import torch
+
+from omnifarm.backbone.attention import Visibility, plan_attention
+from omnifarm.backbone.attention_kernels import KERNELS, fastest_kernel, prepare_attention
+from omnifarm.errors import ConfigError
+
+LENGTHS = (5, 23, 40)
+"""Three sequences whose rows lie interleaved; the second also sees the first, as behind a shared prefix."""
+
+
+def tree() -> tuple[list[Visibility], torch.Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    total = sum(LENGTHS)
+    rows = torch.split(torch.randperm(total, generator=draws), LENGTHS)
+    dense = torch.zeros(total, total, dtype=torch.bool)
+    sequences = []
+    for index, own in enumerate(rows):
+        keys = torch.cat((rows[0], own)) if index == 1 else own
+        mask = torch.rand(len(own), len(keys), generator=draws) < 0.5
+        mask[:, -len(own) :] |= torch.eye(len(own), dtype=torch.bool)
+        dense[own[:, None], keys[None]] = mask
+        sequences.append(Visibility(query_rows=own, key_rows=keys, mask=mask if index else None))
+        if not index:
+            dense[own[:, None], keys[None]] = True
+    return sequences, dense
+
+
+def operands(key_heads: int) -> list[torch.Tensor]:
+    draws = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(sum(LENGTHS), heads, 16, generator=draws).requires_grad_() for heads in (4, key_heads, key_heads)
+    ]
+
+
+def gradients(mixed: torch.Tensor, parts: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    weights = torch.linspace(0.5, 1.5, mixed.numel()).view_as(mixed)
+    return torch.autograd.grad((mixed * weights).sum(), parts)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_gives_the_dense_softmax_and_its_gradients(name: str, key_heads: int) -> None:
+    sequences, dense = tree()
+
+    def reference(query, key, value):  # type: ignore[no-untyped-def]
+        key, value = (rows.repeat_interleave(4 // key_heads, dim=1) for rows in (key, value))
+        scores = torch.einsum("qhd,khd->hqk", query, key) / 4.0
+        weights = torch.softmax(scores.masked_fill(~dense, float("-inf")), dim=-1)
+        return torch.einsum("hqk,khd->qhd", weights, value).flatten(1)
+
+    attention = prepare_attention(
+        plan_attention(sequences, num_queries=sum(LENGTHS)),
+        num_heads=4, num_key_heads=key_heads, like=torch.zeros(1), needs_gradient=True, kernel=name,
+    )  # fmt: skip
+    parts = operands(key_heads)
+    expected = reference(*parts)
+    if name == "flex":
+        # torch has no backward pass of it on the CPU.
+        torch.testing.assert_close(attention(*(part.detach() for part in parts)), expected, atol=1e-5, rtol=1e-5)
+        return
+    found = attention(*parts)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for one, like in zip(gradients(found, parts), gradients(expected, parts), strict=True):
+        torch.testing.assert_close(one, like, atol=1e-5, rtol=1e-4)
+
+
+def test_the_fastest_kernel_is_found_by_running_them() -> None:
+    sequences, _ = tree()
+    name, seconds = fastest_kernel(
+        plan_attention(sequences, num_queries=sum(LENGTHS)),
+        num_heads=4, num_key_heads=2, width=16, dtype=torch.float32, device=torch.device("cpu"),
+    )  # fmt: skip
+    assert set(seconds) == set(KERNELS) - {"flex"}, "it has no backward pass on the CPU"
+    assert seconds[name] == min(seconds.values())
+
+
+def test_an_unknown_kernel_is_refused() -> None:
+    sequences, _ = tree()
+    with pytest.raises(ConfigError, match="attention kernel must be one of"):
+        prepare_attention(
+            plan_attention(sequences, num_queries=sum(LENGTHS)),
+            num_heads=4, num_key_heads=4, like=torch.zeros(1), needs_gradient=True, kernel="magic",
+        )  # fmt: skip
