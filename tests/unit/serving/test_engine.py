@@ -156,14 +156,14 @@ def test_requests_do_not_disturb_each_other(engine: Engine, photo: Image.Image) 
 def test_replay_never_sees_the_facts(engine: Engine, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Facts live in the soft tokens alone; every text the model reads is watched here."""
     read: list[str] = []
-    runner = engine._runner
-    say = runner.say
+    scripts = engine._scripts
+    say = scripts.say
 
-    def watched(context, text, residents):  # type: ignore[no-untyped-def]
+    def watched(text, residents):  # type: ignore[no-untyped-def]
         read.append(text)
-        return say(context, text, residents)
+        return say(text, residents)
 
-    monkeypatch.setattr(runner, "say", watched)
+    monkeypatch.setattr(scripts, "say", watched)
     drawn = engine.generate("A photo of <maeve> with the favorite toy.", size=(32, 32), options=QUICK, replay=mode)
     assert drawn.replay[0].mode == mode
     assert len(read) >= 2
@@ -240,5 +240,5 @@ def test_sampling_an_answer_depends_on_the_seed_alone(engine: Engine) -> None:
 def test_timings_add_up(loaded: LoadedBackbone, repository: ConceptRepository, photo: Image.Image) -> None:
     engine = Engine(loaded, repository, replay_style=ReplayStyle(max_tokens=4))
     timings = engine.edit(photo, "remove <bo>: dog from the photo", options=EDIT).timings
-    assert set(timings) == {"replay_s", "prefill_s", "denoise_s", "decode_s", "total_s"}
+    assert set(timings) == {"queue_s", "replay_s", "prefill_s", "denoise_s", "decode_s", "total_s"}
     assert sum(timings.values()) - timings["total_s"] <= timings["total_s"]
