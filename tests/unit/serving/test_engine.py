@@ -1,7 +1,6 @@
 """The engine on the tiny random checkpoint of the golden vectors, in process."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,21 +10,17 @@ from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.interleave import Interleaver
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.clock import ManualClock
-from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
 from omnifarm.concept.repository import ConceptRepository
-from omnifarm.concept.soft_tokens import SoftTokens
 from omnifarm.errors import ArtifactError, RequestError, UnknownConceptError
 from omnifarm.seeding import generator
 from omnifarm.serving.engine import Engine
 from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.requests import Limits
 from omnifarm.store.memory import MemoryStore
+from tests.unit.serving.concepts import CHECKPOINT, EDIT, QUICK, commit
 
-CHECKPOINT = Path(__file__).parents[2] / "golden" / "a" / "checkpoint"
 FACT_WORDS = ("yellow drum", "houseboat", "Utrecht")
 """What the concept's facts say and its requests do not."""
-QUICK = SamplingOptions(num_timesteps=4, cfg_interval=(0.0, 1.0))
-EDIT = SamplingOptions(num_timesteps=4, cfg_img_scale=2.0, cfg_interval=(0.0, 1.0), cfg_renorm_type="text_channel")
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +51,6 @@ def engine(loaded: LoadedBackbone, repository: ConceptRepository, clock: ManualC
 @pytest.fixture
 def photo() -> Image.Image:
     return Image.linear_gradient("L").resize((80, 64)).convert("RGB")
-
-
-def commit(
-    repository: ConceptRepository, loaded: LoadedBackbone, name: str, *, seed: int, fingerprint: str = ""
-) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    width = loaded.config.hidden_size
-    soft_tokens = SoftTokens(
-        und=torch.randn(4, width, generator=draw) * 0.2, gen=torch.randn(3, width, generator=draw) * 0.2
-    )
-    manifest = ArtifactManifest(
-        name=name,
-        version=f"{seed:064x}",
-        class_noun="dog",
-        fingerprint=fingerprint or loaded.fingerprint,
-        data_digest="0" * 64,
-        tensors_digest=tensors_digest(encode_soft_tokens(soft_tokens)),
-        num_und=3,
-        num_gen=3,
-        width=width,
-        created_at_s=float(seed),
-    )
-    assert repository.commit(manifest, soft_tokens)
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:
