@@ -1,296 +1,219 @@
-"""One backbone, many concepts: ask, generate and edit, in process.
+"""One backbone, many concepts, many requests at once: ask, generate and edit, in process.
 
-Every request prefills its conditions once into cached contexts; guidance branches share what they have in common,
-and denoising only ever adds the noised picture to them. The layouts are those of training:
+    submit -> residents pinned, rows counted -> Loop: wait, admit, step, step, step -> events -> ticket
 
-    ask       [system prompts] [picture, ViT] [question]                      -> text
-    generate  [system prompts] [prompt]                                       -> picture
-              text guidance against: nothing
-    edit      [system prompts] [source, latents] [source, ViT] [instruction]  -> picture
-              text guidance against: the source alone
-              image guidance against: system prompts and instruction
-
-Knows no HTTP and no Ray. One request at a time: the caller holds off the others.
+Requests join and leave between steps; what a request gets does not depend on whom it shares its steps with. Whoever
+waits for a result takes the steps, one thread at a time, so the engine works with one caller, with many, and with a
+thread of its own (`worker.py`). Knows no HTTP and no Ray.
 """
 
+import itertools
+import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from PIL.Image import Image
 
 from omnifarm.backbone.flow import SamplingOptions
+from omnifarm.backbone.kv_pool import KvPool
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.concept.artifact import ArtifactManifest
-from omnifarm.concept.repository import ConceptRepository
-from omnifarm.seeding import generator
-from omnifarm.serving import requests as door
-from omnifarm.serving.replay import ReplayMode, ReplayStyle, ReplayTrace, spell, untouched
-from omnifarm.serving.replay import replay as consult
-from omnifarm.serving.requests import Answer, AskRequest, EditRequest, GenerateRequest, Limits, Picture
-from omnifarm.serving.resident import Resident, ResidentConcepts
-from omnifarm.serving.runner import Guidance, Runner
+from omnifarm.errors import OmniFarmError
+from omnifarm.serving.door import Door
+from omnifarm.serving.events import Cancelled, Failed, Finished, Listener, Ticket
+from omnifarm.serving.footprint import Footprint
+from omnifarm.serving.loop import Entry, Loop
+from omnifarm.serving.prefixes import PrefixCache
+from omnifarm.serving.replay import ReplayStyle
+from omnifarm.serving.requests import Answer, AskRequest, GenerateRequest, Limits, Picture, Request, Result
+from omnifarm.serving.resident import Repositories, Resident, ResidentConcepts
+from omnifarm.serving.runner import Runner
+from omnifarm.serving.scheduler import Budget
+from omnifarm.serving.scripts import Scripts
 from omnifarm.serving.stopwatch import Stopwatch
+from omnifarm.serving.work import Script
 
-_USUAL_SIDE = 512
-"""Pixels of a drawn picture's sides where neither request nor backbone says otherwise (paper table 6)."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capacity:
+    """What the engine may use."""
+
+    cached_tokens: int = 65536
+    """Rows of keys and values for everything under way and everything kept (miniature: 9 kB each)."""
+    kept_prefixes: float = 0.25
+    """Largest share of them that system prompts and worked examples may hold between requests."""
+    concepts: int = 16384
+    """Concepts in memory."""
+    refresh_s: float = 2.0
+    """Seconds after which a concept in use is looked up again."""
+    budget: Budget = field(default_factory=Budget)
+    """What one step may cost."""
 
 
 class Engine:
-    """Answers requests with one loaded backbone and the concepts of one repository."""
+    """Answers requests with one loaded backbone and learned concepts.
+
+    Args:
+        loaded: The frozen backbone; its `defaults` fill in what requests leave out.
+        repositories: Where committed artifacts lie: one repository, or a function from tenant to repository.
+        limits: What one request may cost.
+        capacity: What the engine may use.
+        clock: For timings and for looking up new versions.
+        replay_style: Instead of the backbone's own.
+
+    Raises:
+        ConfigError: The backbone's defaults hold something that does not exist.
+    """
 
     def __init__(
         self,
         loaded: LoadedBackbone,
-        repository: ConceptRepository,
+        repositories: Repositories,
         *,
         limits: Limits | None = None,
+        capacity: Capacity | None = None,
         clock: Clock | None = None,
         replay_style: ReplayStyle | None = None,
     ) -> None:
-        """Take over a backbone and a repository; nothing is computed yet.
-
-        Args:
-            loaded: The frozen backbone; its `defaults` fill in what requests leave out.
-            repository: Where committed artifacts lie.
-            limits: What one request may cost.
-            clock: For timings and for looking up new versions.
-            replay_style: Instead of the backbone's own.
-
-        Raises:
-            ConfigError: The backbone's defaults hold something that does not exist.
-        """
-        config = loaded.config
+        capacity = capacity or Capacity()
         self._clock = clock or SystemClock()
-        # A picture wider than the position table would be drawn with the wrong rows.
-        table_side = config.max_latent_size * config.latent_downsample
-        limits = limits or Limits()
-        self._limits = replace(limits, max_side=min(limits.max_side, table_side))
-        self._runner = Runner(loaded)
-        self._residents = ResidentConcepts(repository, fingerprint=loaded.fingerprint, clock=self._clock)
-        self._stride = config.latent_downsample
         self.fingerprint = loaded.fingerprint
-        self.generation_options = SamplingOptions.for_generation(config)
-        self.editing_options = SamplingOptions.for_editing(config)
-        usual = (min(_USUAL_SIDE, self._limits.max_side),) * 2
-        height, width = config.defaults.get("generation", {}).get("size", usual)
-        self.generation_size = (int(height), int(width))
-        self.replay_style = replay_style or ReplayStyle.from_defaults(config.defaults.get("replay", {}))
-
-    def list_concepts(self) -> list[ArtifactManifest]:
-        """Return the newest manifest of every concept this backbone can use, by name."""
-        return self._residents.manifests()
-
-    def ask(
-        self,
-        question: str,
-        *,
-        concepts: Sequence[str] | None = None,
-        image: Image | None = None,
-        max_tokens: int = 256,
-        temperature: float | None = None,
-        seed: int = 0,
-    ) -> Answer:
-        """Answer a question.
-
-        Args:
-            question: May name concepts as `<maeve>`.
-            concepts: Concepts in context, in this order; None takes those the question names.
-            image: A picture the question is about.
-            max_tokens: Longest answer.
-            temperature: None answers greedily; above 0 samples.
-            seed: For sampling.
-
-        Raises:
-            RequestError: Something about the request is wrong.
-            UnknownConceptError: A concept does not exist.
-        """
-        door.check_decoding(max_tokens=max_tokens, temperature=temperature, limits=self._limits)
-        request = AskRequest(
-            question=door.check_text(question, name="question", limits=self._limits),
-            concepts=door.concept_names(question, explicit=concepts, limits=self._limits),
-            image=image,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=door.check_seed(seed),
+        self.door = Door(loaded.config, limits=limits or Limits())
+        """Builds checked requests."""
+        self.replay_style = replay_style or ReplayStyle.from_defaults(loaded.config.defaults.get("replay", {}))
+        self._pool = KvPool(loaded.model, capacity=capacity.cached_tokens)
+        self._prefixes = PrefixCache(max_rows=int(capacity.cached_tokens * capacity.kept_prefixes))
+        self._pool.relieve = self._prefixes.let_go
+        self._residents = ResidentConcepts(
+            repositories,
+            fingerprint=loaded.fingerprint,
+            clock=self._clock,
+            width=loaded.config.hidden_size,
+            dtype=loaded.model.dtype,
+            device=loaded.model.device,
+            capacity=capacity.concepts,
+            refresh_s=capacity.refresh_s,
+            on_gone=self._prefixes.forget,
         )
-        return self._ask(request)
-
-    def generate(
-        self,
-        prompt: str,
-        *,
-        concepts: Sequence[str] | None = None,
-        size: tuple[int, int] | None = None,
-        options: SamplingOptions | None = None,
-        seed: int = 0,
-        replay: str = "unified",
-    ) -> Picture:
-        """Draw a picture from words.
-
-        Args:
-            prompt: May name concepts as `<maeve>`.
-            concepts: Concepts in context, in this order; None takes those the prompt names.
-            size: (height, width) in pixels; None takes the backbone's own.
-            options: Steps and guidance; None takes the backbone's own.
-            seed: Same request, same seed: same picture.
-            replay: `unified`, `three_stage` or `off`.
-
-        Raises:
-            RequestError: Something about the request is wrong.
-            UnknownConceptError: A concept does not exist.
-        """
-        request = GenerateRequest(
-            prompt=door.check_text(prompt, name="prompt", limits=self._limits),
-            concepts=door.concept_names(prompt, explicit=concepts, limits=self._limits),
-            size=door.check_size(size or self.generation_size, stride=self._stride, limits=self._limits),
-            options=door.check_options(options or self.generation_options, limits=self._limits),
-            seed=door.check_seed(seed),
-            replay=door.parse_replay(replay),
+        self._scripts = Scripts(loaded, style=self.replay_style, clock=self._clock)
+        self._footprint = Footprint(loaded, scripts=self._scripts, style=self.replay_style)
+        self._loop = Loop(
+            Runner(loaded, pool=self._pool),
+            pool=self._pool,
+            prefixes=self._prefixes,
+            budget=capacity.budget,
+            soft_table=lambda: self._residents.table,
+            max_waiting=self.door.limits.max_waiting,
         )
-        return self._generate(request)
+        self._stepping = threading.Lock()
+        self._numbers = itertools.count(1)
+
+    @property
+    def generation_options(self) -> SamplingOptions:
+        """Options of drawings that say nothing else."""
+        return self.door.generation_options
+
+    @property
+    def editing_options(self) -> SamplingOptions:
+        """Options of edits that say nothing else."""
+        return self.door.editing_options
+
+    @property
+    def generation_size(self) -> tuple[int, int]:
+        """(height, width) of drawings that say nothing else."""
+        return self.door.generation_size
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request waits or is under way."""
+        return self._loop.is_idle
+
+    def list_concepts(self, tenant: str = "") -> list[ArtifactManifest]:
+        """Return the newest manifest of every concept of a tenant that this backbone can use, by name."""
+        return self._residents.manifests(tenant)
+
+    def ask(self, question: str, *, concepts: Sequence[str] | None = None, **settings: Any) -> Answer:
+        """Answer a question and wait for it; arguments and errors of `Door.ask` and `submit`."""
+        return cast(Answer, self.run(self.door.ask(question, concepts=concepts, **settings)))
+
+    def generate(self, prompt: str, *, concepts: Sequence[str] | None = None, **settings: Any) -> Picture:
+        """Draw a picture and wait for it; arguments and errors of `Door.generate` and `submit`."""
+        return cast(Picture, self.run(self.door.generate(prompt, concepts=concepts, **settings)))
 
     def edit(
         self,
-        image: Image,
+        image: Image | Sequence[Image],
         instruction: str,
         *,
         concepts: Sequence[str] | None = None,
-        options: SamplingOptions | None = None,
-        seed: int = 0,
-        replay: str = "off",
+        **settings: Any,
     ) -> Picture:
-        """Change a picture as an instruction says.
+        """Change a picture and wait for it; arguments and errors of `Door.edit` and `submit`."""
+        return cast(Picture, self.run(self.door.edit(image, instruction, concepts=concepts, **settings)))
 
-        Args:
-            image: The source; resized by the backbone's rule, which also decides the size of the result.
-            instruction: May name concepts as `<maeve>`.
-            concepts: Concepts in context, in this order; None takes those the instruction names.
-            options: Steps and guidance; None takes the backbone's own.
-            seed: Same request, same seed: same picture.
-            replay: `unified`, `three_stage` or `off`.
+    def run(self, request: Request) -> Result:
+        """Submit a request, take steps until it has ended, return its result.
 
         Raises:
-            RequestError: Something about the request is wrong.
-            UnknownConceptError: A concept does not exist.
+            OmniFarmError: It was refused, or failed.
         """
-        request = EditRequest(
-            image=image,
-            instruction=door.check_text(instruction, name="instruction", limits=self._limits),
-            concepts=door.concept_names(instruction, explicit=concepts, limits=self._limits),
-            options=door.check_options(options or self.editing_options, limits=self._limits),
-            seed=door.check_seed(seed),
-            replay=door.parse_replay(replay),
-        )
-        return self._edit(request)
+        ticket = self.submit(request)
+        while not ticket.is_done:
+            self.step()
+        return ticket.result()
 
-    def _ask(self, request: AskRequest) -> Answer:
+    def submit(self, request: Request, listener: Listener | None = None) -> Ticket:
+        """Put a request in the line. May read concepts from the store, in the caller's thread.
+
+        Args:
+            request: Built by `door`.
+            listener: Told every event, in the thread that takes the steps.
+
+        Raises:
+            UnknownConceptError: A concept does not exist for this tenant.
+            ArtifactError: A concept is damaged or belongs to another backbone.
+            RequestError: The request can never fit.
+            OverloadedError: Too many requests wait.
+        """
         watch = Stopwatch(self._clock)
-        residents = self._residents.get(request.concepts)
-        with watch.phase("prefill_s"):
-            context = self._runner.introduce(residents)
-            if request.image is not None:
-                context = self._runner.show(context, self._runner.resize(request.image))
-            context = self._runner.say(context, request.question, residents)
-        with watch.phase("decode_s"):
-            written, num_tokens = self._runner.write(
-                context,
-                max_tokens=request.max_tokens,
-                temperature=request.temperature,
-                generator=generator(request.seed, "answer"),
-            )
-        return Answer(
-            text=spell(written, concept=_spoken_of(request.question, residents)).strip()
-            if residents
-            else written.strip(),
-            concepts=request.concepts,
-            num_tokens=num_tokens,
-            timings=watch.timings(),
+        residents = self._residents.get(request.concepts, tenant=request.tenant)
+        entry: Entry
+        ticket = Ticket(listener, cancel=lambda: self._loop.cancel(entry))
+        entry = Entry(
+            number=next(self._numbers),
+            script=self._script(request, residents, ticket=ticket, watch=watch),
+            rows=self._footprint.rows(request, residents),
+            tenant=request.tenant,
+            on_start=lambda: watch.mark("queue_s"),
+            on_end=lambda result, error: ticket.tell(_last(result, error)),
+            labels=tuple(resident.label for resident in residents),
         )
+        self._loop.submit(entry)
+        return ticket
 
-    def _generate(self, request: GenerateRequest) -> Picture:
-        watch = Stopwatch(self._clock)
-        residents = self._residents.get(request.concepts)
-        with watch.phase("replay_s"):
-            traces = self._replay(request.prompt, residents, mode=request.replay)
-            prompt = traces[-1].prompt
-        with watch.phase("prefill_s"):
-            nothing = self._runner.nothing()
-            main = self._runner.say(self._runner.introduce(residents), prompt, residents)
-            guidance = Guidance(main=main, without_text=nothing, without_image=main)
-        return self._draw(request, guidance, prompt=prompt, traces=traces, size=request.size, watch=watch)
+    def step(self) -> bool:
+        """Take one step for everybody; return whether anything is left to do."""
+        with self._stepping:
+            return self._loop.step()
 
-    def _edit(self, request: EditRequest) -> Picture:
-        watch = Stopwatch(self._clock)
-        residents = self._residents.get(request.concepts)
-        with watch.phase("replay_s"):
-            traces = self._replay(request.instruction, residents, mode=request.replay)
-            instruction = traces[-1].prompt
-        with watch.phase("prefill_s"):
-            source = self._runner.resize(request.image)
-            posterior = generator(request.seed, "source")
-            known = self._runner.introduce(residents)
-            latents = self._runner.encode(source, generator=posterior)
-            guidance = Guidance(
-                main=self._runner.say(self._runner.condition(known, source, latents), instruction, residents),
-                without_text=self._runner.condition(self._runner.nothing(), source, latents),
-                without_image=self._runner.say(known, instruction, residents),
-            )
-        size = (source.height, source.width)
-        return self._draw(request, guidance, prompt=instruction, traces=traces, size=size, watch=watch)
+    def statistics(self) -> dict[str, Any]:
+        """Return counters and gauges: requests, steps, tokens by kind, cache hits, rows, concepts."""
+        return {**self._loop.statistics(), "residents": len(self._residents)}
 
-    def _draw(
-        self,
-        request: GenerateRequest | EditRequest,
-        guidance: Guidance,
-        *,
-        prompt: str,
-        traces: tuple[ReplayTrace, ...],
-        size: tuple[int, int],
-        watch: Stopwatch,
-    ) -> Picture:
-        with watch.phase("denoise_s"):
-            drawn = self._runner.denoise(
-                guidance, size=size, options=request.options, generator=generator(request.seed, "noise")
-            )
-        with watch.phase("decode_s"):
-            image = self._runner.decode(drawn)
-        return Picture(
-            image=image,
-            prompt=prompt,
-            replay=traces,
-            concepts=request.concepts,
-            seed=request.seed,
-            num_evaluations=drawn.num_evaluations,
-            timings=watch.timings(),
-        )
-
-    def _replay(self, text: str, residents: Sequence[Resident], *, mode: ReplayMode) -> tuple[ReplayTrace, ...]:
-        """Consult every concept in turn; each sees what the one before it has filled in."""
-        if mode is ReplayMode.OFF or not residents:
-            return (untouched(text),)
-        traces: list[ReplayTrace] = []
-        for resident in residents:
-
-            def complete(prompt: str, *, with_concept: bool, max_tokens: int, resident: Resident = resident) -> str:
-                start = self._runner.introduce([resident]) if with_concept else self._runner.nothing()
-                context = self._runner.say(start, prompt, residents)
-                return self._runner.write(context, max_tokens=max_tokens, temperature=None, generator=None)[0]
-
-            traces.append(
-                consult(
-                    traces[-1].prompt if traces else text,
-                    concept=resident.identifier,
-                    mode=mode,
-                    style=self.replay_style,
-                    complete=complete,
-                    now=self._clock.monotonic_s,
-                )
-            )
-        return tuple(traces)
+    def _script(
+        self, request: Request, residents: Sequence[Resident], *, ticket: Ticket, watch: Stopwatch
+    ) -> Script[Result]:
+        scripts = self._scripts
+        if isinstance(request, AskRequest):
+            return scripts.ask(request, residents, tell=ticket.tell, watch=watch)
+        if isinstance(request, GenerateRequest):
+            return scripts.generate(request, residents, tell=ticket.tell, watch=watch)
+        return scripts.edit(request, residents, tell=ticket.tell, watch=watch)
 
 
-def _spoken_of(question: str, residents: Sequence[Resident]) -> str:
-    """The identifier that `<sks>` in an answer stands for: the one the question names, else the first in context."""
-    named = [resident.identifier for resident in residents if resident.identifier in question]
-    return named[0] if named else residents[0].identifier
+def _last(result: Result | None, error: OmniFarmError | None) -> Finished | Failed | Cancelled:
+    if error is not None:
+        return Failed(error=error)
+    return Cancelled() if result is None else Finished(result=result)

@@ -10,7 +10,7 @@ Identifiers: the request names a concept as `<maeve>`; text the model writes spe
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, Protocol
@@ -121,8 +121,22 @@ class ReplayTrace:
     """Wall time of all calls."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """What replay asks of the model: greedy text for a prompt."""
+
+    prompt: str
+    """The text to continue."""
+    opening: str
+    """What every prompt of this kind begins with; worth keeping in a cache."""
+    with_concept: bool
+    """Whether the concept's system prompt stands before it."""
+    max_tokens: int
+    """New tokens at most."""
+
+
 class Complete(Protocol):
-    """The model as replay needs it: greedy text for a prompt."""
+    """The model as a function."""
 
     def __call__(self, prompt: str, *, with_concept: bool, max_tokens: int) -> str:
         """Continue `prompt`; with the concept's system prompt before it iff `with_concept`."""
@@ -216,23 +230,21 @@ def settle(request: str, *, concept: str, lines: Lines, style: ReplayStyle) -> t
     return ReplayStatus.USED, f"{request} {answer}"
 
 
-def replay(
+def conversation(
     request: str,
     *,
     concept: str,
     mode: ReplayMode,
     style: ReplayStyle,
-    complete: Complete,
     now: Callable[[], float] = time.perf_counter,
-) -> ReplayTrace:
-    """Complete a request from what one concept's soft tokens know.
+) -> Generator[Call, str, ReplayTrace]:
+    """Complete a request from what one concept's soft tokens know: yields calls, is sent what the model wrote.
 
     Args:
         request: The user's request, naming concepts by identifier.
         concept: Identifier of the concept to consult, such as `<maeve>`.
         mode: Unified, three-stage or off.
         style: How to talk to this backbone.
-        complete: The model.
         now: Seconds that only grow.
 
     Returns:
@@ -241,10 +253,8 @@ def replay(
     if mode is ReplayMode.OFF:
         return untouched(request)
     started = now()
-    if mode is ReplayMode.UNIFIED:
-        lines, raw = _ask_once(request, concept=concept, style=style, complete=complete)
-    else:
-        lines, raw = _ask_thrice(request, concept=concept, style=style, complete=complete)
+    ask = _ask_once if mode is ReplayMode.UNIFIED else _ask_thrice
+    lines, raw = yield from ask(request, concept=concept, style=style)
     status, prompt = settle(request, concept=concept, lines=lines, style=style)
     return ReplayTrace(
         status=status,
@@ -257,6 +267,27 @@ def replay(
         raw=raw,
         duration_s=now() - started,
     )
+
+
+def replay(
+    request: str,
+    *,
+    concept: str,
+    mode: ReplayMode,
+    style: ReplayStyle,
+    complete: Complete,
+    now: Callable[[], float] = time.perf_counter,
+) -> ReplayTrace:
+    """Hold the `conversation` with a model that is a function; arguments and result as there."""
+    talk = conversation(request, concept=concept, mode=mode, style=style, now=now)
+    written = None
+    while True:
+        try:
+            call = talk.send(written)  # type: ignore[arg-type]
+        except StopIteration as end:
+            trace: ReplayTrace = end.value
+            return trace
+        written = complete(call.prompt, with_concept=call.with_concept, max_tokens=call.max_tokens)
 
 
 def untouched(request: str) -> ReplayTrace:
@@ -279,25 +310,35 @@ def spell(written: str, *, concept: str) -> str:
     return written.replace(WRITTEN_IDENTIFIER, concept)
 
 
-def _ask_once(request: str, *, concept: str, style: ReplayStyle, complete: Complete) -> tuple[Lines, tuple[str, ...]]:
+_Talk = Generator[Call, str, tuple[Lines, tuple[str, ...]]]
+
+
+def _ask_once(request: str, *, concept: str, style: ReplayStyle) -> _Talk:
     prompt = unified_prompt(request, concept=concept, style=style)
-    written = complete(prompt, with_concept=True, max_tokens=style.max_tokens)
+    written = yield _call(prompt, with_concept=True, style=style)
     return parse(spell(written, concept=concept)), (written,)
 
 
-def _ask_thrice(request: str, *, concept: str, style: ReplayStyle, complete: Complete) -> tuple[Lines, tuple[str, ...]]:
+def _ask_thrice(request: str, *, concept: str, style: ReplayStyle) -> _Talk:
     """Stop early where there is nothing to ask or nothing was remembered."""
-    first = complete(question_prompt(request, style=style), with_concept=False, max_tokens=style.max_tokens)
+    first = yield _call(question_prompt(request, style=style), with_concept=False, style=style)
     question = parse(spell(first, concept=concept)).question
     if _is_nothing(question):
         return Lines(question=question), (first,)
-    second = complete(answer_prompt(question, style=style), with_concept=True, max_tokens=style.max_tokens)
+    second = yield _call(answer_prompt(question, style=style), with_concept=True, style=style)
     answer = parse(spell(second, concept=concept), first="Answer").answer
     if _is_nothing(answer):
         return Lines(question=question, answer=answer), (first, second)
-    third = complete(composer_prompt(request, answer, style=style), with_concept=False, max_tokens=style.max_tokens)
+    third = yield _call(composer_prompt(request, answer, style=style), with_concept=False, style=style)
     prompt = parse(spell(third, concept=concept), first="Prompt").prompt
     return Lines(question=question, answer=answer, prompt=prompt), (first, second, third)
+
+
+def _call(prompt: str, *, with_concept: bool, style: ReplayStyle) -> Call:
+    """Instruction and worked examples come first in every prompt; the request's own lines, one or two, are last."""
+    last_example_ends = max(prompt.rfind("\nRequest:"), prompt.rfind("\nQuestion:", 0, prompt.rfind("\n")), 0)
+    opening = prompt[:last_example_ends]
+    return Call(prompt=prompt, opening=opening, with_concept=with_concept, max_tokens=style.max_tokens)
 
 
 def _block(example: Exemplar, labels: Sequence[str]) -> str:

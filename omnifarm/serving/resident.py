@@ -1,111 +1,182 @@
-"""The table of soft tokens that are in memory, one row for each concept in use.
+"""The table of soft tokens that are in memory, on the backbone's device.
 
 The repository in the store holds the truth. A concept is read when it is first asked for and looked up again after
 `refresh_s`: a new version replaces the old one and a deleted concept disappears, without a restart. The least
-recently used concept gives way when the table is full.
+recently used concept gives way when the table is full; one that a request is using keeps its rows until that
+request has ended. Reading happens in the thread that asks, never in the one that steps the model.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from omnifarm.backbone.kv_pool import Rows
 from omnifarm.clock import Clock
 from omnifarm.concept.artifact import ArtifactManifest
 from omnifarm.concept.repository import ConceptRepository
-from omnifarm.concept.soft_tokens import SoftTokens
+from omnifarm.concept.soft_tokens import SoftTokenLayout, SoftTokens
 from omnifarm.errors import ConfigError, NotFoundError, UnknownConceptError
 
+Repositories = ConceptRepository | Callable[[str], ConceptRepository]
+"""One repository for everybody, or a tenant's own by the tenant's name."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+_FIRST_ROWS = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Resident:
-    """A concept that is in memory."""
+    """A concept that is in memory; whoever holds this keeps it there."""
 
     name: str
     """Bare name."""
+    tenant: str
+    """Whose it is."""
     version: str
     """Identity of the artifact; changes with every new training."""
     manifest: ArtifactManifest
     """What the artifact says about itself."""
-    soft_tokens: SoftTokens
-    """und (N_u + 1, D) and gen (N_g, D), float32."""
+    layout: SoftTokenLayout
+    """Which of the rows are what."""
+    rows: Rows
+    """Its rows of the table, in the order of the layout."""
 
     @property
     def identifier(self) -> str:
         """The name in angle brackets."""
         return f"<{self.name}>"
 
+    @property
+    def label(self) -> str:
+        """Names this concept among all tenants'."""
+        return label_of(self.tenant, self.name)
+
+
+def label_of(tenant: str, name: str) -> str:
+    """Return what names a concept among all tenants'."""
+    return f"{tenant}/{name}"
+
 
 class ResidentConcepts:
-    """Soft tokens by concept name, read through from a repository. Safe to use from several threads."""
+    """Soft tokens by tenant and concept name, read through from a repository. Safe to use from several threads.
+
+    Args:
+        repositories: Where committed artifacts lie.
+        fingerprint: The backbone's; artifacts of another backbone are refused.
+        clock: For `refresh_s`.
+        width: D, the backbone's.
+        dtype: Type of the table.
+        device: Where the table lies.
+        capacity: Concepts kept in memory, at least 1.
+        refresh_s: Seconds after which a concept in use is looked up again.
+        on_gone: Told the label of a concept that was deleted or replaced.
+    """
 
     def __init__(
         self,
-        repository: ConceptRepository,
+        repositories: Repositories,
         *,
         fingerprint: str,
         clock: Clock,
-        capacity: int = 4096,
+        width: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        capacity: int = 16384,
         refresh_s: float = 2.0,
+        on_gone: Callable[[str], None] = lambda label: None,
     ) -> None:
-        """Start with an empty table.
-
-        Args:
-            repository: Where committed artifacts lie.
-            fingerprint: The backbone's; artifacts of another backbone are refused.
-            clock: For `refresh_s`.
-            capacity: Concepts kept in memory, at least 1.
-            refresh_s: Seconds after which a concept in use is looked up again.
-        """
         if capacity < 1:
             raise ConfigError(f"expected room for at least one concept, found capacity {capacity}")
-        self._repository = repository
-        self._fingerprint = fingerprint
-        self._clock = clock
-        self._capacity = capacity
-        self._refresh_s = refresh_s
-        self._table: OrderedDict[str, tuple[Resident, float]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._repositories = repositories
+        self._fingerprint, self._clock = fingerprint, clock
+        self._capacity, self._refresh_s = capacity, refresh_s
+        self._on_gone = on_gone
+        self._kept: OrderedDict[tuple[str, str], tuple[Resident, float]] = OrderedDict()
+        self._lock = threading.RLock()
+        self.table = torch.zeros(_FIRST_ROWS, width, dtype=dtype, device=device)
+        """(R, D) soft tokens of all residents."""
+        self._free = list(range(_FIRST_ROWS - 1, -1, -1))
 
     def __len__(self) -> int:
         """How many concepts are in memory."""
-        return len(self._table)
+        return len(self._kept)
 
-    def manifests(self) -> list[ArtifactManifest]:
+    def manifests(self, tenant: str = "") -> list[ArtifactManifest]:
         """Return the newest manifest of every committed concept of this backbone, by name."""
-        return [entry for entry in self._repository.list() if entry.fingerprint == self._fingerprint]
+        return [entry for entry in self._repository(tenant).list() if entry.fingerprint == self._fingerprint]
 
-    def get(self, names: Sequence[str]) -> list[Resident]:
-        """Return the concepts of these bare names, in order.
+    def get(self, names: Sequence[str], *, tenant: str = "") -> list[Resident]:
+        """Return the concepts of these bare names, in order; they stay while the caller holds them.
 
         Raises:
-            UnknownConceptError: One of them was never committed, or was deleted.
+            UnknownConceptError: One of them was never committed for this tenant, or was deleted.
             ArtifactError: One of them is damaged or belongs to another backbone.
         """
-        with self._lock:
-            return [self._get(name) for name in names]
+        return [self._get(tenant, name) for name in names]
 
-    def _get(self, name: str) -> Resident:
+    def give_back(self, ids: list[int]) -> None:
+        """Take rows back; called by `Rows` alone."""
+        self._free.extend(ids)
+
+    def _repository(self, tenant: str) -> ConceptRepository:
+        if isinstance(self._repositories, ConceptRepository):
+            return self._repositories
+        return self._repositories(tenant)
+
+    def _get(self, tenant: str, name: str) -> Resident:
         now = self._clock.monotonic_s()
-        known = self._table.get(name)
-        if known is not None and now - known[1] < self._refresh_s:
-            self._table.move_to_end(name)
-            return known[0]
+        place = (tenant, name)
+        with self._lock:
+            known = self._kept.get(place)
+            if known is not None and now - known[1] < self._refresh_s:
+                self._kept.move_to_end(place)
+                return known[0]
+        # The store is asked without the lock: one slow look-up must not hold up every other request.
+        repository = self._repository(tenant)
         try:
-            newest = self._repository.latest(name)
+            newest = repository.latest(name)
             if known is not None and known[0].version == newest.version:
                 resident = known[0]
             else:
-                manifest, soft_tokens = self._repository.load(name, fingerprint=self._fingerprint)
-                resident = Resident(name=name, version=manifest.version, manifest=manifest, soft_tokens=soft_tokens)
+                manifest, soft_tokens = repository.load(name, fingerprint=self._fingerprint)
+                resident = self._install(tenant, name, manifest, soft_tokens)
         except NotFoundError:
-            self._table.pop(name, None)
+            with self._lock:
+                self._kept.pop(place, None)
+            self._on_gone(label_of(tenant, name))
             raise UnknownConceptError(
                 f"expected a learned concept, found none named <{name}>; train it first or correct the name",
                 concept=f"<{name}>",
             ) from None
-        self._table[name] = (resident, now)
-        self._table.move_to_end(name)
-        while len(self._table) > self._capacity:
-            self._table.popitem(last=False)
+        with self._lock:
+            self._kept[place] = (resident, now)
+            self._kept.move_to_end(place)
+            while len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
+        if known is not None and known[0] is not resident:
+            self._on_gone(resident.label)
         return resident
+
+    def _install(self, tenant: str, name: str, manifest: ArtifactManifest, soft_tokens: SoftTokens) -> Resident:
+        values = soft_tokens.table()
+        with self._lock:
+            while len(self._free) < len(values):
+                self._grow()
+            rows = Rows(self, [self._free.pop() for _ in range(len(values))])
+            self.table[rows.index.to(self.table.device)] = values.to(self.table)
+        return Resident(
+            name=name,
+            tenant=tenant,
+            version=manifest.version,
+            manifest=manifest,
+            layout=soft_tokens.layout,
+            rows=rows,
+        )
+
+    def _grow(self) -> None:
+        old = len(self.table)
+        # A new tensor, not a resize: a step that is running keeps the one it has.
+        self.table = torch.cat((self.table, torch.zeros_like(self.table)))
+        self._free[:0] = range(2 * old - 1, old - 1, -1)

@@ -1,198 +1,233 @@
-"""The moves a request is made of: introduce concepts, show a picture, say something, write, denoise.
+"""The only place in serving where the model runs: tasks in, one forward pass, outcomes out.
 
-Every move takes a cached context and returns a new one; contexts share what they have in common, so a guidance
-branch costs only what it does not share. System prompts are kept between requests: they depend on the concept
-versions alone, which are part of their key. Decides nothing.
+Decides nothing: what runs is granted by the scheduler. Not safe for several threads.
 
-Shape letters: N latent tokens of one picture, E numbers per token.
+Shape letters: B sequences, D width, N latent tokens of one picture, V vocabulary.
 """
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from omnifarm.backbone import inference
-from omnifarm.backbone.flow import Branches, SamplingOptions, sample
-from omnifarm.backbone.image_ops import (
-    ImageTransform,
-    latent_grid,
-    patchify_vit,
-    to_image,
-    to_rgb,
-    to_tensor,
-    vit_patch_size,
-)
-from omnifarm.backbone.inference import Denoiser
-from omnifarm.backbone.kv_cache import Context
-from omnifarm.backbone.model import Backbone
-from omnifarm.backbone.segments import LatentSegment, VitSegment
+from omnifarm.backbone.attention import Visibility
+from omnifarm.backbone.image_ops import latent_grid, to_image, to_tensor
+from omnifarm.backbone.kv_pool import KvPool, PooledContext
+from omnifarm.backbone.step import Layout, Part, at_least, lay_out, run_parts
 from omnifarm.backbone.weights import LoadedBackbone
-from omnifarm.concept.prompts import system_prompt, user_text
-from omnifarm.serving.resident import Resident
+from omnifarm.serving.scheduler import Kind
+from omnifarm.serving.tasks import DrawTask, ReadTask, WriteTask
+from omnifarm.serving.work import Decode, Draw, Encode, Latents, Read, Work, Write
 
-_MAX_INTRODUCTIONS = 256
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Guidance:
-    """The three contexts of a drawing."""
-
-    main: Context
-    """Everything the request says."""
-    without_text: Context
-    """What text guidance steers away from."""
-    without_image: Context
-    """What image guidance steers away from."""
+CodecWork = Encode | Decode
+Task = ReadTask | WriteTask | DrawTask | CodecWork
+"""A work under way; encoding and decoding need no state."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Latents:
-    """A picture as the denoiser sees it."""
+class Outcome:
+    """What became of a task in a step."""
 
-    tokens: Tensor
-    """(N, E) latent tokens."""
-    grid: tuple[int, int]
-    """(rows, columns)."""
-    num_evaluations: int = 0
-    """Velocities computed for it, guidance branches included."""
+    is_done: bool
+    """Whether it needs no further step."""
+    value: Any = None
+    """The work's result, when it is done."""
+    prefix: PooledContext | None = None
+    """The shared beginning of what was read, when it is done and has one."""
+    asides: tuple[Decode, ...] = ()
+    """To be decoded beside it, with nobody waiting."""
 
 
 class Runner:
-    """Runs a loaded backbone, one move at a time. Not safe for several threads at once."""
+    """Runs a loaded backbone.
 
-    def __init__(self, loaded: LoadedBackbone) -> None:
-        self._model = loaded.model
-        self._tokenizer = loaded.tokenizer
-        self._codec = loaded.autoencoder
-        self._config = loaded.config
-        self._vae = ImageTransform(config=loaded.config.vae_transform)
-        self._vit = ImageTransform(config=loaded.config.vit_transform)
-        self._device = next(loaded.model.parameters()).device
-        self._introductions: OrderedDict[tuple[tuple[str, str], ...], Context] = OrderedDict()
+    Args:
+        loaded: The backbone.
+        pool: Where keys and values live.
+    """
 
-    def nothing(self) -> Context:
-        """The context in which nothing has been said."""
-        return inference.empty_context(self._model)
-
-    @torch.inference_mode()
-    def introduce(self, residents: Sequence[Resident]) -> Context:
-        """The context in which these concepts are known, their system prompts in this order."""
-        key = tuple((resident.name, resident.version) for resident in residents)
-        known = self._introductions.get(key)
-        if known is None:
-            known = self.nothing()
-            for resident in residents:
-                known = inference.add_text(
-                    self._model,
-                    known,
-                    system_prompt(resident.soft_tokens, tokenizer=self._tokenizer),
-                    soft_table=resident.soft_tokens.table().to(self._device),
-                )
-            self._introductions[key] = known
-            while len(self._introductions) > _MAX_INTRODUCTIONS:
-                self._introductions.popitem(last=False)
-        self._introductions.move_to_end(key)
-        return known
+    def __init__(self, loaded: LoadedBackbone, *, pool: KvPool) -> None:
+        self._model, self._config, self._codec = loaded.model, loaded.config, loaded.autoencoder
+        self._pool = pool
+        ids = loaded.model.require_special_ids()
+        self._marker_ids = torch.tensor([ids.vision_start, ids.vision_end])
+        self._drawing: tuple[tuple[tuple[int, int], ...], _DrawBatch] | None = None
+        self._layout: Layout | None = None
 
     @torch.inference_mode()
-    def say(self, context: Context, text: str, residents: Sequence[Resident]) -> Context:
-        """Add a user's text; where it names one of `residents`, its learned vector stands."""
-        rows, offset = {}, 0
-        for resident in residents:
-            rows[resident.identifier] = offset + resident.soft_tokens.layout.sks_row
-            offset += resident.soft_tokens.layout.num_rows
-        segment = user_text(text, tokenizer=self._tokenizer, rows=rows)
-        table = torch.cat([resident.soft_tokens.table() for resident in residents]) if segment.soft else None
-        if table is not None:
-            table = table.to(self._device)
-        return inference.add_text(self._model, context, segment, soft_table=table)
+    def start(self, work: Work, *, soft_table: Tensor | None, known: PooledContext | None = None) -> Task:
+        """Set a work up; nothing runs but what one sequence needs for itself (embeddings, the vision tower).
 
-    def resize(self, image: Image.Image) -> Image.Image:
-        """The picture at the size the backbone works with: every picture takes this step first."""
-        return self._vae.resize(to_rgb(image))
-
-    @torch.inference_mode()
-    def show(self, context: Context, image: Image.Image) -> Context:
-        """Add a picture for understanding."""
-        patches, grid = patchify_vit(self._vit.pixels(image), patch=vit_patch_size(self._config))
-        return inference.add_vit(self._model, context, VitSegment(patches=patches, grid=grid))
+        Args:
+            work: What to do.
+            soft_table: What soft slots of texts point into.
+            known: The context behind the shared beginning of something to be read, when it was read before.
+        """
+        if isinstance(work, Read):
+            return ReadTask(work, model=self._model, pool=self._pool, soft_table=soft_table, known=known)
+        if isinstance(work, Write):
+            return WriteTask(work, model=self._model, pool=self._pool)
+        if isinstance(work, Draw):
+            return DrawTask(work, model=self._model, pool=self._pool)
+        return work
 
     @torch.inference_mode()
-    def encode(self, image: Image.Image, *, generator: torch.Generator) -> Latents:
-        """The picture as clean latents, drawn from the codec's posterior as the official code does."""
-        latent = self._codec.encode(to_tensor(image), generator=generator)
-        grid = latent_grid((image.height, image.width), config=self._config)
-        return Latents(tokens=self._codec.to_tokens(latent.float()), grid=grid)
+    def run(self, granted: Mapping[int, tuple[Task, int]]) -> dict[int, Outcome]:
+        """Run one step.
 
-    @torch.inference_mode()
-    def condition(self, context: Context, image: Image.Image, latents: Latents) -> Context:
-        """Add a picture to be edited: its latents, then itself for understanding."""
-        segment = LatentSegment(latents=latents.tokens, grid=latents.grid)
-        return self.show(inference.add_latent(self._model, context, segment), image)
-
-    @torch.inference_mode()
-    def write(
-        self, context: Context, *, max_tokens: int, temperature: float | None, generator: torch.Generator | None
-    ) -> tuple[str, int]:
-        """Let the model write; the context stays as it was.
+        Args:
+            granted: By task number, the task and how many of its pieces run.
 
         Returns:
-            The text, and the number of tokens it took.
+            What became of each.
         """
-        ids = inference.generate_text(
-            self._model, context, max_tokens=max_tokens, temperature=temperature, generator=generator
-        )
-        return self._tokenizer.decode_generated(ids), len(ids)
-
-    @torch.inference_mode()
-    def denoise(
-        self, guidance: Guidance, *, size: tuple[int, int], options: SamplingOptions, generator: torch.Generator
-    ) -> Latents:
-        """Draw a picture of `size` (height, width) as latents, from noise drawn on the CPU."""
-        grid = latent_grid(size, config=self._config)
-        noise = torch.randn(grid[0] * grid[1], self._config.latent_dim, generator=generator)
-        together = _BranchesTogether(self._model, guidance, grid=grid, options=options)
-        tokens = sample(together.branches(), noise=noise.to(self._device), options=options)
-        return Latents(tokens=tokens, grid=grid, num_evaluations=together.num_evaluations)
+        reads = [(number, task, count) for number, (task, count) in granted.items() if isinstance(task, ReadTask)]
+        writes = [(number, task) for number, (task, _) in granted.items() if isinstance(task, WriteTask)]
+        draws = [(number, task) for number, (task, _) in granted.items() if isinstance(task, DrawTask)]
+        outcomes = self._pass(reads, writes, draws) if reads or writes or draws else {}
+        for number, (task, _) in granted.items():
+            if isinstance(task, CodecWork):
+                outcomes[number] = Outcome(is_done=True, value=self._code(task))
+        return outcomes
 
     @torch.inference_mode()
     def decode(self, latents: Latents) -> Image.Image:
-        """The picture of latents."""
+        """Return the picture of latents."""
         return to_image(self._codec.decode(self._codec.from_tokens(latents.tokens, grid=latents.grid)))
 
+    def _pass(
+        self,
+        reads: Sequence[tuple[int, ReadTask, int]],
+        writes: Sequence[tuple[int, WriteTask]],
+        draws: Sequence[tuple[int, DrawTask]],
+    ) -> dict[int, Outcome]:
+        parts: list[Part] = []
+        batch = self._draw_batch(draws) if draws else None
+        if batch is not None:
+            parts.append(batch.part([task for _, task in draws]))
+        if writes:
+            parts.append(self._tokens([task for _, task in writes]))
+        parts += [task.part(count) for _, task, count in reads]
+        layout = None
+        if batch is not None and len(parts) == 1:
+            # Nothing but the same pictures as in the step before: the layout is the same too.
+            layout = batch.layout = batch.layout or lay_out(parts, device=self._model.device, dtype=self._model.dtype)
+        hidden = run_parts(self._model, self._pool, parts, layout=layout)
+        outcomes: dict[int, Outcome] = {}
+        if batch is not None:
+            velocities = iter(self._velocities(hidden.pop(0)[1], batch))
+            for number, task in draws:
+                drawn = task.advance([next(velocities) for _ in range(task.num_branches)])
+                outcomes[number] = Outcome(is_done=drawn is not None, value=drawn, asides=tuple(task.asides))
+                task.asides.clear()
+        if writes:
+            for (number, writer), logits_V in zip(writes, self._logits(hidden.pop(0)[0]), strict=True):
+                written = writer.advance(logits_V)
+                outcomes[number] = Outcome(is_done=written is not None, value=written)
+        for number, reader, count in reads:
+            context = reader.advance(count)
+            outcomes[number] = Outcome(
+                is_done=context is not None, value=context, prefix=None if context is None else reader.prefix()
+            )
+        return outcomes
 
-class _BranchesTogether:
-    """The branches of one drawing, evaluated in one pass a step (1.6x faster than two passes, on one core).
-
-    `sample` asks for the main branch first; what guidance needs besides is computed with it and handed out after.
-    """
-
-    def __init__(self, model: Backbone, guidance: Guidance, *, grid: tuple[int, int], options: SamplingOptions) -> None:
-        self.num_evaluations = 0
-        self._guidance = guidance
-        self._options = options
-        self._model = model
-        self._grid = grid
-        self._denoisers: dict[int, Denoiser] = {}
-        self._velocities: list[Tensor] = []
-
-    def branches(self) -> Branches:
-        return Branches(
-            main=self._main,
-            without_text=lambda x, t: self._velocities[1],
-            without_image=lambda x, t: self._velocities[2],
+    def _tokens(self, tasks: Sequence[WriteTask]) -> Part:
+        ids = torch.tensor([task.current for task in tasks], device=self._model.device)
+        visible = [task.visible for task in tasks]
+        vectors = self._model.language_model.model.embed_tokens(ids)
+        return Part(
+            und=vectors,
+            gen=vectors[:0],
+            positions=torch.tensor([task.position for task in tasks]),
+            rows=torch.stack([rows[-1] for rows in visible]),
+            sequences=tuple(
+                Visibility(query_rows=torch.tensor([index]), key_rows=rows, mask=None)
+                for index, rows in enumerate(visible)
+            ),
         )
 
-    def _main(self, x: Tensor, t: float) -> Tensor:
-        text_scale, img_scale = self._options.scales_at(t)
-        count = 1 if text_scale <= 1 else 3 if img_scale > 1 else 2
-        if count not in self._denoisers:
-            contexts = [self._guidance.main, self._guidance.without_text, self._guidance.without_image][:count]
-            self._denoisers[count] = Denoiser(self._model, contexts, grids=[self._grid] * count)
-        self._velocities = self._denoisers[count]([x] * count, [t] * count)
-        self.num_evaluations += count
-        return self._velocities[0]
+    def _logits(self, hidden_BD: Tensor) -> Tensor:
+        """Return (B, V) float32."""
+        logits: Tensor = self._model.language_model.lm_head(at_least(hidden_BD))
+        return logits[: len(hidden_BD)].float()
+
+    def _velocities(self, hidden: Tensor, batch: "_DrawBatch") -> Sequence[Tensor]:
+        velocity: Tensor = self._model.llm2vae(at_least(hidden))
+        return torch.split(velocity[: len(hidden)], batch.lens)
+
+    def _draw_batch(self, draws: Sequence[tuple[int, DrawTask]]) -> "_DrawBatch":
+        key = tuple((number, task.num_branches) for number, task in draws)
+        if self._drawing is None or self._drawing[0] != key:
+            self._drawing = (key, _DrawBatch(self._model, [task for _, task in draws], self._marker_ids))
+        return self._drawing[1]
+
+    def _code(self, work: CodecWork) -> Latents | Image.Image:
+        if isinstance(work, Decode):
+            image = self.decode(work.latents)
+            if work.on_image is not None:
+                work.on_image(image)
+            return image
+        latent = self._codec.encode(to_tensor(work.image), generator=work.generator)
+        grid = latent_grid((work.image.height, work.image.width), config=self._config)
+        return Latents(tokens=self._codec.to_tokens(latent.float()), grid=grid)
+
+
+class _DrawBatch:
+    """Pictures that are denoised in one pass: everything about them but their latents and times."""
+
+    def __init__(self, model: Any, tasks: Sequence[DrawTask], marker_ids: Tensor) -> None:
+        self._model = model
+        self.layout: Layout | None = None
+        """Of these pictures alone in a pass, once it is known."""
+        counts = [task.num_branches for task in tasks]
+        sequences = [
+            task.sequence(branch) for task, count in zip(tasks, counts, strict=True) for branch in range(count)
+        ]
+        sizes = [task.num_latents for task in tasks]
+        self.lens = [size for size, count in zip(sizes, counts, strict=True) for _ in range(count)]
+        """Latent tokens per sequence."""
+        device, num_und = model.device, 2 * len(sequences)
+        self._markers = model.language_model.model.embed_tokens(marker_ids.to(device)).repeat(len(sequences), 1)
+        self._image = torch.repeat_interleave(torch.arange(len(tasks)), torch.tensor(sizes)).to(device)
+        self._positions = model.latent_pos_embed(torch.cat([task.table_rows for task in tasks]).to(device))
+        # All branches of a picture see the same latents: they are embedded once and then repeated.
+        spans = torch.split(torch.arange(sum(sizes)), sizes)
+        self._repeat = torch.cat([span for span, count in zip(spans, counts, strict=True) for _ in range(count)]).to(
+            device
+        )
+        ropes = torch.tensor([rope for _, rope, _ in sequences])
+        rows = [new for new, _, _ in sequences]
+        self._rope = torch.cat((ropes.repeat_interleave(2), ropes.repeat_interleave(torch.tensor(self.lens))))
+        self._rows = torch.cat([torch.cat([one[[0, -1]] for one in rows]), *(one[1:-1] for one in rows)])
+        self._sequences, first = [], num_und
+        for index, ((_, _, keys), length) in enumerate(zip(sequences, self.lens, strict=True)):
+            markers = torch.tensor([2 * index, 2 * index + 1])
+            queries = torch.cat((markers, torch.arange(first, first + length)))
+            self._sequences.append(Visibility(query_rows=queries, key_rows=keys, mask=None))
+            first += length
+
+    def part(self, tasks: Sequence[DrawTask]) -> Part:
+        model, count = self._model, len(tasks)
+        times = at_least(torch.tensor([[task.t] for task in tasks], dtype=torch.float32))[:, 0]
+        time_vectors = model.time_embedder(times.to(model.device))[:count].index_select(0, self._image)
+        x = torch.cat([task.x for task in tasks]).to(model.dtype)
+        vectors = model.vae2llm(at_least(x))[: len(x)] + time_vectors + self._positions
+        return Part(
+            und=self._markers,
+            gen=vectors.index_select(0, self._repeat),
+            positions=self._rope,
+            rows=self._rows,
+            sequences=tuple(self._sequences),
+        )
+
+
+def kind_of(task: Task) -> Kind:
+    """Return what a task does in a step."""
+    if isinstance(task, WriteTask):
+        return Kind.WRITE
+    if isinstance(task, ReadTask):
+        return Kind.READ
+    return Kind.DRAW if isinstance(task, DrawTask) else Kind.CODEC

@@ -23,6 +23,10 @@ class Stopwatch:
         finally:
             self._phases[name] = self._phases.get(name, 0.0) + self._clock.monotonic_s() - started_s
 
+    def mark(self, name: str) -> None:
+        """Note under `name` the time since the beginning."""
+        self._phases[name] = self._clock.monotonic_s() - self._started_s
+
     def timings(self) -> dict[str, float]:
         """Return every phase so far, and `total_s`."""
         return {**self._phases, "total_s": self._clock.monotonic_s() - self._started_s}

@@ -1,7 +1,6 @@
 """The engine on the tiny random checkpoint of the golden vectors, in process."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,21 +10,17 @@ from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.interleave import Interleaver
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.clock import ManualClock
-from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
 from omnifarm.concept.repository import ConceptRepository
-from omnifarm.concept.soft_tokens import SoftTokens
 from omnifarm.errors import ArtifactError, RequestError, UnknownConceptError
 from omnifarm.seeding import generator
 from omnifarm.serving.engine import Engine
 from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.requests import Limits
 from omnifarm.store.memory import MemoryStore
+from tests.unit.serving.concepts import CHECKPOINT, EDIT, QUICK, commit
 
-CHECKPOINT = Path(__file__).parents[2] / "golden" / "a" / "checkpoint"
 FACT_WORDS = ("yellow drum", "houseboat", "Utrecht")
 """What the concept's facts say and its requests do not."""
-QUICK = SamplingOptions(num_timesteps=4, cfg_interval=(0.0, 1.0))
-EDIT = SamplingOptions(num_timesteps=4, cfg_img_scale=2.0, cfg_interval=(0.0, 1.0), cfg_renorm_type="text_channel")
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +51,6 @@ def engine(loaded: LoadedBackbone, repository: ConceptRepository, clock: ManualC
 @pytest.fixture
 def photo() -> Image.Image:
     return Image.linear_gradient("L").resize((80, 64)).convert("RGB")
-
-
-def commit(
-    repository: ConceptRepository, loaded: LoadedBackbone, name: str, *, seed: int, fingerprint: str = ""
-) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    width = loaded.config.hidden_size
-    soft_tokens = SoftTokens(
-        und=torch.randn(4, width, generator=draw) * 0.2, gen=torch.randn(3, width, generator=draw) * 0.2
-    )
-    manifest = ArtifactManifest(
-        name=name,
-        version=f"{seed:064x}",
-        class_noun="dog",
-        fingerprint=fingerprint or loaded.fingerprint,
-        data_digest="0" * 64,
-        tensors_digest=tensors_digest(encode_soft_tokens(soft_tokens)),
-        num_und=3,
-        num_gen=3,
-        width=width,
-        created_at_s=float(seed),
-    )
-    assert repository.commit(manifest, soft_tokens)
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:
@@ -156,14 +128,14 @@ def test_requests_do_not_disturb_each_other(engine: Engine, photo: Image.Image) 
 def test_replay_never_sees_the_facts(engine: Engine, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Facts live in the soft tokens alone; every text the model reads is watched here."""
     read: list[str] = []
-    runner = engine._runner
-    say = runner.say
+    scripts = engine._scripts
+    say = scripts.say
 
-    def watched(context, text, residents):  # type: ignore[no-untyped-def]
+    def watched(text, residents):  # type: ignore[no-untyped-def]
         read.append(text)
-        return say(context, text, residents)
+        return say(text, residents)
 
-    monkeypatch.setattr(runner, "say", watched)
+    monkeypatch.setattr(scripts, "say", watched)
     drawn = engine.generate("A photo of <maeve> with the favorite toy.", size=(32, 32), options=QUICK, replay=mode)
     assert drawn.replay[0].mode == mode
     assert len(read) >= 2
@@ -240,5 +212,5 @@ def test_sampling_an_answer_depends_on_the_seed_alone(engine: Engine) -> None:
 def test_timings_add_up(loaded: LoadedBackbone, repository: ConceptRepository, photo: Image.Image) -> None:
     engine = Engine(loaded, repository, replay_style=ReplayStyle(max_tokens=4))
     timings = engine.edit(photo, "remove <bo>: dog from the photo", options=EDIT).timings
-    assert set(timings) == {"replay_s", "prefill_s", "denoise_s", "decode_s", "total_s"}
+    assert set(timings) == {"queue_s", "replay_s", "prefill_s", "denoise_s", "decode_s", "total_s"}
     assert sum(timings.values()) - timings["total_s"] <= timings["total_s"]

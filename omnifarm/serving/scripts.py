@@ -1,0 +1,320 @@
+"""Requests as scripts: which contexts a question, a drawing or an edit is made of, and in which order.
+
+    ask       [system prompts] [think] [pictures, ViT] [question]                                     -> text
+    generate  [system prompts] [think] [prompt] [thought]                                             -> picture
+              text guidance against: nothing
+    edit      [system prompts] [think] [sources, latents and ViT each] [instruction] [thought]        -> picture
+              text guidance against: the sources alone
+              image guidance against: system prompts, think and instruction
+
+The layouts are those of training. Replay comes first and runs on contexts of its own. A script holds no tensor of
+the model: it yields works and is given contexts, texts and latents.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from omnifarm.backbone.flow import Step
+from omnifarm.backbone.image_ops import ImageTransform, latent_grid, patchify_vit, to_rgb, vit_patch_size
+from omnifarm.backbone.interleave import SYSTEM_PROMPTS
+from omnifarm.backbone.kv_pool import NOTHING, PooledContext
+from omnifarm.backbone.segments import LatentSegment, Segment, TextSegment, VitSegment
+from omnifarm.backbone.weights import LoadedBackbone
+from omnifarm.clock import Clock
+from omnifarm.concept.prompts import system_prompt, user_text
+from omnifarm.seeding import generator
+from omnifarm.serving.events import Event, PartialImage, TextPiece
+from omnifarm.serving.prefixes import content_digest, digest
+from omnifarm.serving.replay import ReplayMode, ReplayStyle, ReplayTrace, conversation, untouched
+from omnifarm.serving.requests import Answer, AskRequest, EditRequest, GenerateRequest, Picture
+from omnifarm.serving.resident import Resident
+from omnifarm.serving.stopwatch import Stopwatch
+from omnifarm.serving.streaming import TextStream
+from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Latents, Read, Script, Write
+
+LEAST_SHARED = 16
+"""Tokens that an opening must have to be worth keeping."""
+
+Tell = Callable[[Event], None]
+Moves = Generator[Sequence[Any], list[Any], Any]
+
+
+class Scripts:
+    """Writes the scripts of one backbone's requests.
+
+    Args:
+        loaded: For its tokenizer and its rules about pictures.
+        style: How replay talks to it.
+        clock: For timings.
+    """
+
+    def __init__(self, loaded: LoadedBackbone, *, style: ReplayStyle, clock: Clock) -> None:
+        self._config, self._tokenizer = loaded.config, loaded.tokenizer
+        self._fingerprint = loaded.fingerprint
+        self._style, self._clock = style, clock
+        self._vae = ImageTransform(config=loaded.config.vae_transform)
+        self._vit = ImageTransform(config=loaded.config.vit_transform)
+
+    def ask(
+        self, request: AskRequest, residents: Sequence[Resident], *, tell: Tell, watch: Stopwatch
+    ) -> Script[Answer]:
+        """Return the script of a question."""
+        spoken = _spoken_of(request.question, residents)
+        stream = TextStream(
+            decode=self._tokenizer.decode_generated,
+            spoken=spoken,
+            think=request.think,
+            tell=lambda text: tell(TextPiece(text=text)),
+        )
+
+        def hear(ids: list[int]) -> None:
+            if len(ids) == 1:
+                watch.mark("first_token_s")
+            stream.feed(ids)
+
+        with watch.phase("prefill_s"):
+            context = yield from self._known(residents, think="understanding" if request.think else None)
+            said: list[Segment] = [self._show(self.resize(image)) for image in request.images]
+            said.append(self.say(request.question, residents))
+            (context,) = yield [Read(context=context, segments=said, is_towards_text=True)]
+        with watch.phase("decode_s"):
+            (ids,) = yield [
+                Write(
+                    context=context,
+                    max_tokens=request.max_tokens,
+                    temperature=request.temperature,
+                    generator=generator(request.seed, "answer"),
+                    on_tokens=hear,
+                )
+            ]
+        thought, text = stream.finish(ids)
+        return Answer(
+            text=text,
+            concepts=request.concepts,
+            num_tokens=len(ids),
+            num_prompt_tokens=context.kv_len,
+            is_complete=len(ids) < request.max_tokens,
+            thought=thought,
+            timings=watch.timings(),
+        )
+
+    def generate(
+        self, request: GenerateRequest, residents: Sequence[Resident], *, tell: Tell, watch: Stopwatch
+    ) -> Script[Picture]:
+        """Return the script of a drawing."""
+        with watch.phase("replay_s"):
+            traces = yield from self._replay(request.prompt, residents, mode=request.replay)
+        prompt = traces[-1].prompt
+        with watch.phase("prefill_s"):
+            known = yield from self._known(residents, think="generation" if request.think else None)
+            (main,) = yield [Read(context=known, segments=[self.say(prompt, residents)])]
+            main, thought = yield from self._think(main, request)
+            guidance = Guidance(main=main, without_text=NOTHING, without_image=main)
+        picture: Picture = yield from self._draw(
+            request, guidance, size=request.size, traces=traces, thought=thought, tell=tell, watch=watch
+        )
+        return picture
+
+    def edit(
+        self, request: EditRequest, residents: Sequence[Resident], *, tell: Tell, watch: Stopwatch
+    ) -> Script[Picture]:
+        """Return the script of an edit."""
+        with watch.phase("replay_s"):
+            traces = yield from self._replay(request.instruction, residents, mode=request.replay)
+        text = self.say(traces[-1].prompt, residents)
+        with watch.phase("prefill_s"):
+            sources = [self.resize(image) for image in request.images]
+            posterior = generator(request.seed, "source")
+            encoded = yield [Encode(image=source, generator=posterior) for source in sources]
+            shown: list[Segment] = []
+            for source, latents in zip(sources, encoded, strict=True):
+                shown += [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self._show(source)]
+            known = yield from self._known(residents, think="generation" if request.think else None)
+            options = request.options
+            reads = [Read(context=known, segments=[*shown, text])]
+            if options.cfg_text_scale > 1:
+                reads.append(Read(context=NOTHING, segments=shown))
+                if options.cfg_img_scale > 1:
+                    reads.append(Read(context=known, segments=[text]))
+            # A branch whose guidance is off is never looked at; any context will do for it.
+            main, *others = yield reads
+            without_text, without_image = [*others, main, main][:2]
+            main, thought = yield from self._think(main, request)
+            guidance = Guidance(main=main, without_text=without_text, without_image=without_image)
+        size = (sources[-1].height, sources[-1].width)
+        picture: Picture = yield from self._draw(
+            request, guidance, size=size, traces=traces, thought=thought, tell=tell, watch=watch
+        )
+        return picture
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """Return the picture at the size the backbone works with: every picture takes this step first."""
+        return self._vae.resize(to_rgb(image))
+
+    def say(self, text: str, residents: Sequence[Resident]) -> TextSegment:
+        """Return a user's text; where it names one of `residents`, its learned vector stands."""
+        rows = {one.identifier: int(one.rows.index[one.layout.sks_row]) for one in residents}
+        return user_text(text, tokenizer=self._tokenizer, rows=rows)
+
+    def introduce(self, resident: Resident) -> TextSegment:
+        """Return a concept's system prompt, its slots pointing to its rows of the residents' table."""
+        segment = system_prompt(resident.layout, tokenizer=self._tokenizer)
+        rows = resident.rows.index.tolist()
+        return replace(segment, soft=tuple(replace(slot, row=rows[slot.row]) for slot in segment.soft))
+
+    def think_prompt(self, output: str) -> TextSegment:
+        """Return what think mode says first."""
+        return TextSegment(ids=tuple(self._tokenizer.encode(SYSTEM_PROMPTS[output])))
+
+    def _show(self, image: Image.Image) -> VitSegment:
+        patches, grid = patchify_vit(self._vit.pixels(image), patch=vit_patch_size(self._config))
+        return VitSegment(patches=patches, grid=grid)
+
+    def _key(self, residents: Sequence[Resident], segments: Sequence[Segment]) -> bytes:
+        """Digest of whose concepts these are, of which versions, on which backbone, and of what is said after."""
+        whose = [part for one in residents for part in (one.tenant, one.name, one.version)]
+        return digest(self._fingerprint, str(len(residents)), *whose, content_digest(segments))
+
+    def _known(self, residents: Sequence[Resident], *, think: str | None) -> Moves:
+        """Read system prompts, or find that they have been read."""
+        segments = [self.introduce(resident) for resident in residents]
+        if think is not None:
+            segments.append(self.think_prompt(think))
+        if not segments:
+            return NOTHING
+        key = self._key(residents, segments)
+        (context,) = yield [Read(context=NOTHING, segments=segments, key=key, is_towards_text=True)]
+        return context
+
+    def _replay(self, text: str, residents: Sequence[Resident], *, mode: ReplayMode) -> Moves:
+        """Consult every concept in turn; each sees what the one before it has filled in."""
+        if mode is ReplayMode.OFF or not residents:
+            return (untouched(text),)
+        traces: list[ReplayTrace] = []
+        for resident in residents:
+            talk = conversation(
+                traces[-1].prompt if traces else text,
+                concept=resident.identifier,
+                mode=mode,
+                style=self._style,
+                now=self._clock.monotonic_s,
+            )
+            written: str | None = None
+            while True:
+                try:
+                    call = talk.send(written)  # type: ignore[arg-type]
+                except StopIteration as end:
+                    traces.append(end.value)
+                    break
+                context = (yield from self._known([resident], think=None)) if call.with_concept else NOTHING
+                segment, opening = self.say(call.prompt, residents), self.say(call.opening, residents)
+                shared = _shared(segment, opening)
+                known = [resident] if call.with_concept else []
+                beginning = TextSegment(ids=segment.ids[:shared], soft=_before(segment, shared))
+                is_kept = shared >= LEAST_SHARED
+                # Slots in the opening hold vectors of every concept of the request, so all their versions count.
+                versions = residents if beginning.soft else known
+                (context,) = yield [
+                    Read(
+                        context=context,
+                        segments=[segment],
+                        # The frame's start token is the first of the shared ones.
+                        key=digest("opening", str(len(known)), self._key(versions, [beginning])) if is_kept else None,
+                        num_shared=shared + 1 if is_kept else None,
+                        is_towards_text=True,
+                    )
+                ]
+                (ids,) = yield [Write(context=context, max_tokens=call.max_tokens)]
+                written = self._tokenizer.decode_generated(ids)
+        return tuple(traces)
+
+    def _think(self, main: PooledContext, request: GenerateRequest | EditRequest) -> Moves:
+        """Have the model think behind `main`; the decoded words are read again, as the official code does."""
+        if not request.think:
+            return main, None
+        (ids,) = yield [Write(context=main, max_tokens=MAX_THOUGHT)]
+        thought = self._tokenizer.decode_generated(ids)
+        (main,) = yield [Read(context=main, segments=[TextSegment(ids=tuple(self._tokenizer.encode_user(thought)))])]
+        return main, thought
+
+    def _draw(
+        self,
+        request: GenerateRequest | EditRequest,
+        guidance: Guidance,
+        *,
+        size: tuple[int, int],
+        traces: tuple[ReplayTrace, ...],
+        thought: str | None,
+        tell: Tell,
+        watch: Stopwatch,
+    ) -> Moves:
+        grid = latent_grid(size, config=self._config)
+        seeded = generator(request.seed, "noise")
+        noise = torch.randn(grid[0] * grid[1], self._config.latent_dim, generator=seeded)
+
+        def watch_step(step: Step) -> Decode | None:
+            every, done = request.partial_every, step.index + 1
+            if not every or done % every or done == step.num_steps:
+                return None
+            # x_t = (1 - t) x_0 + t x_1 and v = x_1 - x_0: where the current velocity leads at time 0.
+            estimate = Latents(tokens=step.x - step.t * step.velocity, grid=grid)
+            return Decode(
+                latents=estimate,
+                on_image=lambda image: tell(
+                    PartialImage(index=done // every - 1, step=done, num_steps=step.num_steps, image=image)
+                ),
+            )
+
+        with watch.phase("denoise_s"):
+            (drawn,) = yield [
+                Draw(
+                    guidance=guidance,
+                    grid=grid,
+                    options=request.options,
+                    noise=noise,
+                    reuse=request.step_reuse,
+                    on_step=watch_step,
+                )
+            ]
+        with watch.phase("decode_s"):
+            (image,) = yield [Decode(latents=drawn)]
+        return Picture(
+            image=image,
+            prompt=traces[-1].prompt,
+            replay=traces,
+            concepts=request.concepts,
+            seed=request.seed,
+            num_evaluations=drawn.num_evaluations,
+            num_prompt_tokens=guidance.main.kv_len,
+            thought=thought,
+            timings=watch.timings(),
+        )
+
+
+MAX_THOUGHT = 1000
+"""Tokens of a thought before drawing, as the official code allows."""
+
+
+def _shared(segment: TextSegment, opening: TextSegment) -> int:
+    """Return how many first tokens of a text are those of its opening; the opening's own end may have been merged."""
+    slots = {slot.offset: slot for slot in segment.soft}, {slot.offset: slot for slot in opening.soft}
+    count = 0
+    for index, (a, b) in enumerate(zip(segment.ids, opening.ids, strict=False)):
+        if a != b or slots[0].get(index) != slots[1].get(index):
+            break
+        count += 1
+    return count
+
+
+def _before(segment: TextSegment, end: int) -> tuple[Any, ...]:
+    return tuple(slot for slot in segment.soft if slot.offset < end)
+
+
+def _spoken_of(question: str, residents: Sequence[Resident]) -> str | None:
+    """The identifier that `<sks>` in an answer stands for: the one the question names, else the first in context."""
+    named = [resident.identifier for resident in residents if resident.identifier in question]
+    return named[0] if named else residents[0].identifier if residents else None
