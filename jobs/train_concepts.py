@@ -7,6 +7,8 @@ Running it again does nothing for concepts that are committed and goes on with t
 cannot be learned fails alone; the exit code is then 1.
 """
 
+import hashlib
+import secrets
 from pathlib import Path
 from typing import Annotated
 
@@ -19,14 +21,20 @@ from omnifarm.clock import SystemClock
 from omnifarm.concept.datasets.load import split_layout
 from omnifarm.errors import ConfigError, OmniFarmError
 from omnifarm.farm import ray_cluster
-from omnifarm.farm.job import JobState
-from omnifarm.farm.planner import plan_cell
+from omnifarm.farm.cells import CellFleet, FleetPlan
+from omnifarm.farm.control import FarmControl
+from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.overview import QueueSummary
+from omnifarm.farm.planner import places_for, plan_cells
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.sharing import DriverRegistry
 from omnifarm.farm.submission import inspect_backbone, submit_concepts
 from omnifarm.farm.worker import WorkerSettings
 from omnifarm.logs import configure
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
+
+_MAX_READ = 500
 
 
 def main(
@@ -40,14 +48,20 @@ def main(
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 weights.")] = None,
     recipe: Annotated[str | None, typer.Option(help='More recipe settings as JSON, such as {"num_und": 8}.')] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this concept; may be repeated.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; default: from the cluster.")] = None,
+    cells: Annotated[str, typer.Option(help="Most cells at a time: a number, or auto for as many as fit.")] = "auto",
+    workers_per_cell: Annotated[int | None, typer.Option(help="Workers of a cell; default: from the cluster.")] = None,
     lanes: Annotated[int | None, typer.Option(help="Concepts a worker trains side by side.")] = None,
     lanes_per_pack: Annotated[
         int, typer.Option(help="Lanes that share one forward; 1 makes a lane bit for bit what it would be alone.")
     ] = 4,
+    max_concepts: Annotated[int | None, typer.Option(min=1, help="Learn at most so many that are not learned.")] = None,
+    priority: Annotated[int, typer.Option(min=0, max=9, help="Higher goes first, and gets more of the cluster.")] = 5,
+    deadline: Annotated[
+        float | None, typer.Option(min=0, help="Seconds after which to save, give back and end; run again to go on.")
+    ] = None,
     checkpoint_s: Annotated[float, typer.Option(help="Seconds of work that a crash may cost.")] = 30.0,
     lease_s: Annotated[float, typer.Option(help="Seconds until a silent worker's concepts are taken over.")] = 40.0,
-    max_failures: Annotated[int, typer.Option(help="Killed workers to replace before giving up.")] = 8,
+    max_failures: Annotated[int, typer.Option(help="Failures of one cell, and failed cells, before giving up.")] = 8,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
 ) -> None:
     """Learn every concept at a place; exit code 1 if any failed, 2 if the job could not run."""
@@ -63,44 +77,87 @@ def main(
             "precision": precision,
             **json_object(recipe, what="--recipe"),
         }
+        max_cells = _number_of_cells(cells)
         url, place = _resolve(store, what="--store"), _resolve(concepts, what="--concepts")
         opened = open_store(url)
         probe_conditional_writes(opened)
         queue = JobQueue(opened, clock=clock)
         chosen = inspect_backbone(backbone, overrides=overrides)
-        records = submit_concepts(place, queue=queue, backbone=chosen, only=only or ())
+        records = submit_concepts(
+            place,
+            queue=queue,
+            backbone=chosen,
+            only=only or (),
+            max_concepts=max_concepts,
+            submission=hashlib.sha256(place.encode()).hexdigest()[:12],
+            priority=priority,
+        )
         job_ids = [record.job_id for record in records]
         announce(records, backbone=backbone, fingerprint=chosen.fingerprint, steps=chosen.recipe.steps)
         pending = [record for record in records if not record.state.is_finished]
         if pending:
             ray_cluster.connect()
-            shape = plan_cell(
+            shape = plan_cells(
                 num_jobs=len(pending),
                 num_cpus=ray_cluster.cluster_cpus(),
                 num_gpus=ray_cluster.cluster_gpus(),
-                workers=workers,
+                cells=max_cells,
+                workers_per_cell=workers_per_cell,
                 lanes=lanes,
             )
-            say(f"{shape.num_workers} workers with {shape.lanes} lanes each, {shape.cpus_per_worker} threads a worker")
-            cell = ray_cluster.CellConfig(
-                store=url,
-                backbone=chosen.name,
-                job_ids=tuple(record.job_id for record in pending),
-                recipe=chosen.recipe,
-                num_workers=shape.num_workers,
-                cpus_per_worker=shape.cpus_per_worker,
-                use_gpu=shape.use_gpu,
-                max_failures=max_failures,
-                worker=WorkerSettings(
-                    lanes=shape.lanes,
-                    lanes_per_pack=lanes_per_pack,
-                    checkpoint_s=checkpoint_s,
-                    lease_s=lease_s,
-                    heartbeat_s=min(5.0, lease_s / 4),
-                ),
+            say(
+                f"cells of {shape.num_workers} workers with {shape.lanes} lanes each, {shape.cpus_per_worker} threads a "
+                "worker"
             )
+            settings = WorkerSettings(
+                lanes=shape.lanes,
+                lanes_per_pack=lanes_per_pack,
+                checkpoint_s=checkpoint_s,
+                lease_s=lease_s,
+                heartbeat_s=min(5.0, lease_s / 4),
+                stop_at_s=None if deadline is None else clock.now_s() + deadline,
+            )
+
+            def run_cell(name: str, num_workers: int) -> None:
+                ray_cluster.run_cell(
+                    ray_cluster.CellConfig(
+                        name=name,
+                        store=url,
+                        backbone=chosen.name,
+                        recipe=chosen.recipe,
+                        num_workers=num_workers,
+                        cpus_per_worker=shape.cpus_per_worker,
+                        use_gpu=shape.use_gpu,
+                        max_failures=max_failures,
+                        worker=settings,
+                    )
+                )
+
+            fleet = CellFleet(
+                f"driver-{secrets.token_hex(4)}",
+                plan=FleetPlan(
+                    pool=pending[0].identity.pool,
+                    workers_per_cell=shape.num_workers,
+                    lanes=shape.lanes,
+                    max_cells=max_cells,
+                    priority=priority,
+                    max_failures=max_failures,
+                ),
+                queue=queue,
+                control=FarmControl(opened),
+                registry=DriverRegistry(opened, clock=clock),
+                capacity=lambda: places_for(
+                    shape, num_cpus=ray_cluster.cluster_cpus(), num_gpus=ray_cluster.cluster_gpus()
+                ),
+                run_cell=run_cell,
+                clock=clock,
+                metrics=ray_cluster.RayMetrics(),
+            )
+            over_s = settings.stop_at_s
             with showing_progress(queue, job_ids, clock):
-                ray_cluster.run_cell(cell)
+                fleet.run(
+                    is_over=lambda: (over_s is not None and clock.now_s() >= over_s) or _are_finished(queue, pending)
+                )
         # What was learned is what the store says, whatever the cell reported.
         records = queue.list(job_ids)
     except OmniFarmError as error:
@@ -109,6 +166,19 @@ def main(
     summarise(records, took_s=clock.monotonic_s() - began_s, as_json=json)
     if any(record.state is not JobState.COMMITTED for record in records):
         raise typer.Exit(1)
+
+
+def _are_finished(queue: JobQueue, jobs: list[JobRecord]) -> bool:
+    """Whether none of a few jobs is unfinished; of many jobs the queue's end tells, not a reading of all."""
+    return len(jobs) <= _MAX_READ and QueueSummary.of(queue.list(job.job_id for job in jobs)).is_finished
+
+
+def _number_of_cells(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--cells must be auto or a number of at least 1, found {text!r}")
+    return int(text)
 
 
 def _resolve(url: str, *, what: str) -> str:

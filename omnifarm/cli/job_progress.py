@@ -14,10 +14,13 @@ from omnifarm.cli.output import people, print_json
 from omnifarm.clock import SystemClock
 from omnifarm.errors import OmniFarmError
 from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.overview import glance
+from omnifarm.farm.progress import Progress as Look
 from omnifarm.farm.progress import ProgressMeter, duration
 from omnifarm.farm.queue import JobQueue
 
 _LOOK_S = 5.0
+_MAX_READ = 500
 
 
 def announce(records: Sequence[JobRecord], *, backbone: str, fingerprint: str, steps: int) -> None:
@@ -45,12 +48,19 @@ def showing_progress(queue: JobQueue, job_ids: Sequence[str], clock: SystemClock
         thread.join(timeout=2 * _LOOK_S)
 
 
+def look_at(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter) -> Look:
+    """Look at a few jobs record by record, at many through the index, which then shows the whole farm."""
+    if len(job_ids) <= _MAX_READ:
+        return meter.look(queue.list(job_ids))
+    return meter.glance(glance(queue), num_steps=queue.get(job_ids[0]).num_steps)
+
+
 def _show_lines(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, stop: threading.Event) -> None:
     said = "starting workers"
     say(said)
     while not stop.wait(_LOOK_S):
         try:
-            look = meter.look(queue.list(job_ids))
+            look = look_at(queue, job_ids, meter)
         except OmniFarmError as error:
             say(f"no progress to show: {error}")
             continue
@@ -71,7 +81,7 @@ def _show_bar(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, sto
         task = bar.add_task("starting workers", total=None, rate="")
         while not stop.wait(1.0):
             try:
-                look = meter.look(queue.list(job_ids))
+                look = look_at(queue, job_ids, meter)
             except OmniFarmError:
                 continue
             rate = "" if look.steps_per_s is None else f"{look.steps_per_s:.1f} steps/s"

@@ -69,7 +69,6 @@ def local(
             store=opened,
             workbench=workbench,
             recipe=chosen.recipe,
-            job_ids=job_ids,
             settings=WorkerSettings(lanes=lanes, lanes_per_pack=lanes_per_pack),
         )
         with showing_progress(queue, job_ids, clock):

@@ -1,25 +1,30 @@
 """A job: one concept to be learned, as a record in the store.
 
     queued -> leased -> running -> committed
-      ^         |          |`----> failed      (bad data, or attempts used up)
+      ^         |          |`----> failed      (bad data, or too many attempts that got nowhere)
       `---------+----------'                   (released, or to be tried again)
 
-An expired lease is taken over directly: leased or running -> leased by somebody else. The record is all there is to
-know about a job; workers hold copies, and every change goes through `farm/queue.py`. The job's id follows from what
-decides its result, so submitting the same work twice is one job.
+An expired lease is taken over directly: leased or running -> leased by somebody else. A person may cancel whatever is
+unfinished, and queue again what failed or was cancelled. The record is all there is to know about a job; workers hold
+copies, and every change goes through `farm/queue.py`. The job's id follows from what decides its result, so submitting
+the same work twice is one job.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Self
 
 from omnifarm.errors import FarmError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the record's JSON form."""
+
+
+_SUBMISSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 class LeaseLostError(FarmError):
@@ -39,11 +44,13 @@ class JobState(Enum):
     """Its artifact is in the store. Final."""
     FAILED = "failed"
     """Given up, with the reason; only a person queues it again."""
+    CANCELLED = "cancelled"
+    """Called off by a person; only a person queues it again."""
 
     @property
     def is_finished(self) -> bool:
         """Whether no worker will touch the job again on its own."""
-        return self in (JobState.COMMITTED, JobState.FAILED)
+        return self in (JobState.COMMITTED, JobState.FAILED, JobState.CANCELLED)
 
     @property
     def is_held(self) -> bool:
@@ -51,13 +58,15 @@ class JobState(Enum):
         return self in (JobState.LEASED, JobState.RUNNING)
 
 
-_HELD = frozenset({JobState.LEASED, JobState.RUNNING, JobState.QUEUED, JobState.COMMITTED, JobState.FAILED})
+_FROM_HELD = frozenset(JobState)
 ALLOWED_MOVES: Mapping[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.LEASED}),
-    JobState.LEASED: _HELD,
-    JobState.RUNNING: _HELD,
+    # To itself: filed elsewhere in the queue.
+    JobState.QUEUED: frozenset({JobState.QUEUED, JobState.LEASED, JobState.CANCELLED}),
+    JobState.LEASED: _FROM_HELD,
+    JobState.RUNNING: _FROM_HELD,
     JobState.COMMITTED: frozenset(),
     JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
 }
 """From each state, the states a job may move to."""
 
@@ -79,6 +88,16 @@ class JobIdentity:
         text = json.dumps([self.spec_digest, self.recipe_digest, self.backbone_fingerprint])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
+    @property
+    def pool(self) -> str:
+        """The jobs that one worker can train side by side: those of one recipe and one backbone. 16 hex digits."""
+        return pool_of(recipe_digest=self.recipe_digest, backbone_fingerprint=self.backbone_fingerprint)
+
+
+def pool_of(*, recipe_digest: str, backbone_fingerprint: str) -> str:
+    """Return the pool of jobs with this recipe on this backbone (see `JobIdentity.pool`)."""
+    return hashlib.sha256(json.dumps([recipe_digest, backbone_fingerprint]).encode()).hexdigest()[:16]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lease:
@@ -90,6 +109,8 @@ class Lease:
     """Random, new for every grant: a worker that leased the same job twice holds two different leases."""
     expires_at_s: float
     """Seconds since the epoch after which anybody may take the job over."""
+    from_step: int = 0
+    """Step of the checkpoint that the holder started from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,14 +127,22 @@ class JobRecord:
     """Steps of the whole training (>= 1)."""
     state: JobState = JobState.QUEUED
     """Where the job stands."""
+    submission: str = "default"
+    """Which request asked for it; requests of one priority share workers evenly."""
+    priority: int = 5
+    """From 0 to 9; jobs of a higher priority are leased first."""
     attempts: int = 0
     """Leases granted so far, not counting those given back."""
+    strikes: int = 0
+    """Attempts in a row that ended badly without getting a checkpoint further; too many and the job is given up."""
     lease: Lease | None = None
     """The present lease; exactly the held states have one."""
     step: int = 0
     """Last step reported, in [0, num_steps]."""
+    saved_step: int = 0
+    """Step of the newest checkpoint known of, in [0, num_steps]."""
     not_before_s: float = 0.0
-    """A queued job is not leased before this time."""
+    """A queued job is not leased before this time; 0 means at once."""
     error: str | None = None
     """Why the last attempt failed, first line first; kept while the job is tried again."""
     traceback: str | None = None
@@ -126,10 +155,19 @@ class JobRecord:
     """When the record last changed."""
     revision: int = 0
     """Number of changes: no two versions of a record have equal bytes."""
+    placement: str = ""
+    """Random, new whenever the job is filed elsewhere in the queue's index (see `farm/index.py`)."""
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1 or not 0 <= self.step <= self.num_steps:
-            raise FarmError(f"job {self.name!r}: step must lie in [0, num_steps], found {self.step}/{self.num_steps}")
+        for step in (self.step, self.saved_step):
+            if self.num_steps < 1 or not 0 <= step <= self.num_steps:
+                raise FarmError(f"job {self.name!r}: step must lie in [0, num_steps], found {step}/{self.num_steps}")
+        if not 0 <= self.priority <= 9:
+            raise FarmError(f"job {self.name!r}: priority must lie in 0 to 9, found {self.priority}")
+        if not _SUBMISSION.fullmatch(self.submission):
+            raise FarmError(
+                f"a submission is named by 1 to 64 letters, digits, '-' or '_', found {self.submission[:80]!r}"
+            )
         if (self.lease is not None) != self.state.is_held:
             raise FarmError(f"job {self.name!r}: only leased and running jobs have a lease, found {self.state.value}")
         if (self.artifact is not None) != (self.state is JobState.COMMITTED):
@@ -142,13 +180,16 @@ class JobRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values, with `schema_version` and `job_id`."""
-        values = asdict(self)
+        # Not `asdict`: it copies deeply, and a queue of a million jobs writes many millions of records.
+        values: dict[str, Any] = {name: getattr(self, name) for name in _FIELDS}
+        values["identity"] = {name: getattr(self.identity, name) for name in JobIdentity.__slots__}
         values["state"] = self.state.value
+        values["lease"] = self.lease and {name: getattr(self.lease, name) for name in Lease.__slots__}
         return {"schema_version": SCHEMA_VERSION, "job_id": self.job_id, **values}
 
     def encode(self) -> bytes:
         """Return the record as UTF-8 JSON."""
-        return json.dumps(self.to_json(), ensure_ascii=False, indent=1).encode()
+        return json.dumps(self.to_json(), ensure_ascii=False).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -175,6 +216,9 @@ class JobRecord:
         if record.job_id != job_id:
             raise FarmError(f"job record {job_id!r} holds the identity of {record.job_id!r}: it was edited by hand")
         return record
+
+
+_FIELDS = tuple(field.name for field in fields(JobRecord))
 
 
 def check_move(record: JobRecord, *, to: JobState) -> None:

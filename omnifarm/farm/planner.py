@@ -1,21 +1,21 @@
-"""How large a cell to start for a number of jobs: decisions over plain numbers, made before anything runs."""
+"""How large cells to start for a number of jobs: decisions over plain numbers, made before anything runs."""
 
 from dataclasses import dataclass
 
 from omnifarm.errors import ConfigError
 
-MAX_CPU_WORKERS = 8
-"""Workers of a cell without GPUs: every one holds a copy of the backbone."""
+MAX_CELL_WORKERS = 8
+"""Workers of a cell when nobody says otherwise; when one dies, Ray starts all workers of its cell again."""
 MAX_LANES = 8
 """Concepts a worker trains side by side when nobody says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellShape:
-    """The size of a cell."""
+    """The size of a driver's cells."""
 
     num_workers: int
-    """Worker processes."""
+    """Workers of a whole cell."""
     lanes: int
     """Concepts a worker trains side by side."""
     cpus_per_worker: int
@@ -24,10 +24,16 @@ class CellShape:
     """Whether every worker gets a GPU."""
 
 
-def plan_cell(
-    *, num_jobs: int, num_cpus: int, num_gpus: int = 0, workers: int | None = None, lanes: int | None = None
+def plan_cells(
+    *,
+    num_jobs: int,
+    num_cpus: int,
+    num_gpus: int = 0,
+    cells: int | None = None,
+    workers_per_cell: int | None = None,
+    lanes: int | None = None,
 ) -> CellShape:
-    """Choose a cell's size.
+    """Choose the size of a driver's cells; how many run at a moment is decided in `farm/cells.py`.
 
     Without GPUs one thread per worker does more in all than many threads per worker, so workers come before threads;
     with GPUs every GPU is one worker. Concepts are then spread evenly.
@@ -36,26 +42,40 @@ def plan_cell(
         num_jobs: Unfinished jobs (>= 1).
         num_cpus: Logical CPUs of the cluster (>= 1).
         num_gpus: GPUs of the cluster.
-        workers: Number of workers wanted, or None.
+        cells: Most cells at a time, or None for as many as fit.
+        workers_per_cell: Workers of a cell wanted, or None.
         lanes: Lanes per worker wanted, or None.
 
     Raises:
-        ConfigError: A number is below 1, or more workers are wanted than there are GPUs or CPUs to run them.
+        ConfigError: A number is below 1, or a cell wants more workers than there are GPUs or CPUs to run them.
     """
-    for name, value in (("jobs", num_jobs), ("CPUs", num_cpus), ("workers", workers), ("lanes", lanes)):
+    for name, value in (
+        ("jobs", num_jobs),
+        ("CPUs", num_cpus),
+        ("cells", cells),
+        ("workers", workers_per_cell),
+        ("lanes", lanes),
+    ):
         if value is not None and value < 1:
             raise ConfigError(f"a cell needs at least 1 of {name}, found {value}")
     use_gpu = num_gpus > 0
     places = num_gpus if use_gpu else num_cpus
-    if workers is not None and workers > places:
+    if workers_per_cell is not None and workers_per_cell > places:
         raise ConfigError(
-            f"{workers} workers need {workers} {'GPUs' if use_gpu else 'CPUs'}, the cluster has {places}; "
-            "ask for fewer or add nodes"
+            f"{workers_per_cell} workers need {workers_per_cell} {'GPUs' if use_gpu else 'CPUs'}, the cluster has "
+            f"{places}; ask for fewer or add nodes"
         )
-    num_workers = workers or min(num_jobs, places if use_gpu else min(places, MAX_CPU_WORKERS))
+    useful = min(num_jobs, places)
+    num_workers = workers_per_cell or max(1, min(MAX_CELL_WORKERS, useful // (cells or 1)))
+    total = min(useful, places if cells is None else cells * num_workers)
     return CellShape(
         num_workers=num_workers,
-        lanes=lanes or min(MAX_LANES, -(-num_jobs // num_workers)),
-        cpus_per_worker=max(1, num_cpus // num_workers),
+        lanes=lanes or min(MAX_LANES, -(-num_jobs // total)),
+        cpus_per_worker=max(1, num_cpus // (num_gpus if use_gpu else max(total, num_workers))),
         use_gpu=use_gpu,
     )
+
+
+def places_for(shape: CellShape, *, num_cpus: int, num_gpus: int) -> int:
+    """Return how many workers of a shape a cluster can hold."""
+    return num_gpus if shape.use_gpu else num_cpus // shape.cpus_per_worker

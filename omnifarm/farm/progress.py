@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from omnifarm.clock import Clock
 from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.overview import QueueGlance
 
 _WINDOW_S = 60.0
 
@@ -61,18 +62,36 @@ class ProgressMeter:
 
     def look(self, records: Sequence[JobRecord]) -> Progress:
         """Take the records as they are now."""
-        alive = [record for record in records if record.state is not JobState.FAILED]
-        done = sum(one.num_steps if one.state is JobState.COMMITTED else one.step for one in alive)
-        total = sum(one.num_steps for one in alive)
-        rate = self._rate(done)
-        return Progress(
-            steps_done=done,
-            steps_total=total,
+        alive = [record for record in records if record.state not in (JobState.FAILED, JobState.CANCELLED)]
+        return self._progress(
+            done=sum(one.num_steps if one.state is JobState.COMMITTED else one.step for one in alive),
+            steps=sum(one.num_steps for one in alive),
             committed=sum(one.state is JobState.COMMITTED for one in alive),
             failed=len(records) - len(alive),
             total=len(records),
+        )
+
+    def glance(self, seen: QueueGlance, *, num_steps: int) -> Progress:
+        """Take a whole queue as its index shows it; every job is taken to have `num_steps`."""
+        learned = seen.finished - seen.failed
+        return self._progress(
+            done=learned * num_steps + sum(record.step for record in seen.held),
+            steps=(seen.jobs - seen.failed) * num_steps,
+            committed=learned,
+            failed=seen.failed,
+            total=seen.jobs,
+        )
+
+    def _progress(self, *, done: int, steps: int, committed: int, failed: int, total: int) -> Progress:
+        rate = self._rate(done)
+        return Progress(
+            steps_done=done,
+            steps_total=steps,
+            committed=committed,
+            failed=failed,
+            total=total,
             steps_per_s=rate,
-            left_s=(total - done) / rate if rate else None,
+            left_s=(steps - done) / rate if rate else None,
         )
 
     def _rate(self, done: int) -> float | None:

@@ -1,64 +1,47 @@
 """The durable queue: job records in a store, moved by compare-and-swap, with no truth in memory.
 
-Any number of processes may open a queue on the same store. Each operation reads the record, decides by the record
-alone, and writes it back only if nobody wrote in between; otherwise it decides anew. A worker's right to a job is the
-random token of its lease: while the record carries the token the worker may renew, give back, complete or fail, even
-late; once somebody took the job over, each of these raises LeaseLostError and changes nothing. All operations are
-safe to repeat after an error, also when it is unknown whether the first try was written.
+Any number of processes may open a queue on the same store. Each operation decides by a record alone and writes it back
+only if nobody wrote in between; otherwise it reads again and decides anew. A worker's right to a job is the random
+token of its lease: while the record carries the token the worker may renew, give back, complete or fail, even late;
+once somebody took the job over, each of these raises LeaseLostError and changes nothing. All operations are safe to
+repeat after an error, also when it is unknown whether the first try was written. What a person ordered (submit, retry, cancel) is in force once the call returned; a call that raised is to be repeated.
+
+Work is found through the index (`farm/index.py`): leasing a job costs the same at a thousand jobs and at a million.
 """
 
-import contextlib
-import hashlib
+import random
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from omnifarm.clock import Clock
-from omnifarm.errors import FarmError, NotFoundError, PreconditionError
+from omnifarm.errors import FarmError, NotFoundError, StoreError
 from omnifarm.farm.events import EventSink, LogEvents
-from omnifarm.farm.job import JobIdentity, JobRecord, JobState, Lease, LeaseLostError, check_move
+from omnifarm.farm.index import LATER, Entry, entry_of
+from omnifarm.farm.job import JobIdentity, JobRecord, JobState, Lease, LeaseLostError
 from omnifarm.farm.policy import RetryPolicy
+from omnifarm.farm.records import JobRecords
 from omnifarm.store.base import Store
 
-_MAX_SWAPS = 100
-_MAX_TEXT = 20_000
+_LOOK_S = 5.0
+_WINDOW = 8
+_SWEEP_WINDOW = 32
+_MAX_MISSES = 3
 # Spelled here because inside the class `list` is a method.
 _Records = list[JobRecord]
-_Ids = list[str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueueSummary:
-    """The queue at a glance."""
-
-    counts: Mapping[JobState, int]
-    """Jobs in each state; every state is present."""
-    steps_done: int
-    """Steps reported, over all jobs (committed jobs count whole)."""
-    steps_total: int
-    """Steps of all jobs that have not failed."""
-
-    @property
-    def total(self) -> int:
-        """Number of jobs."""
-        return sum(self.counts.values())
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every job is committed or failed."""
-        return all(state.is_finished or not count for state, count in self.counts.items())
+_Entries = list[Entry]
+_Texts = list[str]
 
 
 class JobQueue:
-    """Jobs of one store. Holds no state but a list of committed jobs it need not read again.
+    """Jobs of one store. Holds no state but what saves requests; safe to share between threads.
 
     Args:
         store: Where the records lie; must honour conditional writes (see `store/probe.py`).
         clock: Time for leases; the clocks of all workers must agree to well within a lease.
-        prefix: Beginning of the records' keys, ending at a slash.
         policy: When to try again.
         events: Where moves are reported.
+        chance: Where to look for work first; default: differs from process to process.
     """
 
     def __init__(
@@ -66,27 +49,41 @@ class JobQueue:
         store: Store,
         *,
         clock: Clock,
-        prefix: str = "jobs/",
         policy: RetryPolicy | None = None,
         events: EventSink | None = None,
+        chance: random.Random | None = None,
     ) -> None:
-        self._store = store
         self._clock = clock
-        self._prefix = prefix
         self._policy = policy if policy is not None else RetryPolicy()
         self._events = events if events is not None else LogEvents()
-        self._committed: set[str] = set()
+        self._chance = chance if chance is not None else random.Random(secrets.randbits(64))
+        self.records = JobRecords(store, clock=clock, chance=self._chance)
+        self.index = self.records.index
+        self._submissions: dict[str, tuple[float, _Texts]] = {}
+        self._swept_s: dict[str, float] = {}
 
     def submit(
-        self, *, name: str, concept_url: str, identity: JobIdentity, num_steps: int, error: str | None = None
+        self,
+        *,
+        name: str,
+        concept_url: str,
+        identity: JobIdentity,
+        num_steps: int,
+        submission: str = "default",
+        priority: int = 5,
+        error: str | None = None,
     ) -> JobRecord:
         """Create a job, or return the one that exists under the same identity, whatever its state.
+
+        A job that still waits takes on the new submission and priority.
 
         Args:
             name: The concept's name.
             concept_url: Where its data lie.
             identity: What decides the result.
             num_steps: Steps of the training.
+            submission: Which request asks for it; requests of one priority share workers evenly.
+            priority: From 0 to 9, higher first.
             error: Why the job cannot be tried at all (bad data): its record then starts as failed.
         """
         now_s = self._clock.now_s()
@@ -95,17 +92,18 @@ class JobQueue:
             concept_url=concept_url,
             identity=identity,
             num_steps=num_steps,
+            submission=submission,
+            priority=priority,
             state=JobState.QUEUED if error is None else JobState.FAILED,
             error=error,
             created_at_s=now_s,
             updated_at_s=now_s,
         )
-        try:
-            self._store.put(self._key(record.job_id), record.encode(), if_none_match=True)
-        except PreconditionError:
-            return self.get(record.job_id)
-        self._report(record, "job_submitted" if error is None else "job_failed")
-        return record
+        created = self.records.create(record)
+        if created is None:
+            return self._submit_again(record)
+        self._report(created, "job_submitted" if error is None else "job_failed")
+        return created
 
     def get(self, job_id: str) -> JobRecord:
         """Return a job's record.
@@ -113,62 +111,60 @@ class JobQueue:
         Raises:
             NotFoundError: There is no such job.
         """
-        return self._read(job_id)[0]
+        return self.records.read(job_id)[0]
 
     def list(self, job_ids: Iterable[str] | None = None) -> _Records:
-        """Return the records of `job_ids` (default: all), by name, then id."""
-        records = (record for record, _ in self._scan(self._ids(job_ids)))
-        return sorted(records, key=lambda record: (record.name, record.job_id))
+        """Return the records of `job_ids` (default: all), by name, then id; one request each, many at a time."""
+        return self.records.list(job_ids)
 
-    def counts(self, job_ids: Iterable[str] | None = None) -> dict[JobState, int]:
-        """Return how many jobs are in each state; every state is present."""
-        return dict(self.summary(job_ids).counts)
+    def is_drained(self, pool: str) -> bool:
+        """Whether a pool has nothing left to do: no job is ready, held or resting. Two small requests."""
+        return self.index.is_empty(pool)
 
-    def summary(self, job_ids: Iterable[str] | None = None) -> QueueSummary:
-        """Return counts and steps over `job_ids` (default: all)."""
-        records = self.list(job_ids)
-        found = Counter(record.state for record in records)
-        alive = [record for record in records if record.state is not JobState.FAILED]
-        return QueueSummary(
-            counts={state: found[state] for state in JobState},
-            steps_done=sum(r.num_steps if r.state is JobState.COMMITTED else r.step for r in alive),
-            steps_total=sum(r.num_steps for r in alive),
-        )
-
-    def lease_next(self, worker: str, *, ttl_s: float, max: int = 1, job_ids: Iterable[str] | None = None) -> _Records:
+    def lease_next(self, worker: str, *, pool: str, ttl_s: float, max: int = 1) -> _Records:
         """Lease up to `max` jobs: queued ones whose rest is over, and those whose lease has expired.
+
+        Among queued jobs the highest priority comes first and submissions of that priority take even turns by lot.
+        Expired leases are looked for four times a lease, at random places, so that many workers share the looking.
 
         Args:
             worker: Who asks.
+            pool: Which jobs the worker can train, see `JobIdentity.pool`.
             ttl_s: Seconds (> 0) until the leases expire if not renewed.
             max: Most jobs to lease.
-            job_ids: Lease only among these; default all. Workers begin at different places, so they seldom collide.
 
         Returns:
             The leased records, possibly none; give them to `heartbeat`, `release`, `complete`, `fail`.
+
+        Raises:
+            StoreError: The store failed before anything was leased.
         """
         if ttl_s <= 0:
             raise FarmError(f"a lease must last longer than 0 s, found ttl_s {ttl_s}")
         leased: _Records = []
-        if max < 1:
-            return leased
-        ids = [job_id for job_id in self._ids(job_ids) if job_id not in self._committed]
-        start = int.from_bytes(hashlib.sha256(worker.encode()).digest()[:8], "big") % len(ids) if ids else 0
-        for record, etag in self._scan(ids[start:] + ids[:start]):
-            taken = self._try_lease(record, etag, worker=worker, ttl_s=ttl_s)
-            if taken is not None:
-                leased.append(taken)
-                if len(leased) == max:
+        try:
+            self._sweep(leased, worker, pool=pool, ttl_s=ttl_s, most=max)
+            misses = 0
+            while len(leased) < max and misses < _MAX_MISSES:
+                found = self._ready_window(pool, size=_WINDOW + max - len(leased))
+                if not found:
                     break
+                before = len(leased)
+                self._lease_from(found, leased, worker, ttl_s=ttl_s, most=max)
+                misses += len(leased) == before
+        except StoreError:
+            if not leased:
+                raise
         return leased
 
-    def heartbeat(self, held: JobRecord, *, step: int, ttl_s: float) -> JobRecord:
+    def heartbeat(self, held: JobRecord, *, step: int, ttl_s: float, saved_step: int | None = None) -> JobRecord:
         """Renew a lease and report a step.
 
         Args:
             held: The record as leased or last renewed.
             step: Steps done, in [0, num_steps]; may go back when a checkpoint is older than the last report.
             ttl_s: Seconds from now until the lease expires.
+            saved_step: Step of the newest checkpoint, if one was written.
 
         Returns:
             The renewed record.
@@ -178,7 +174,13 @@ class JobQueue:
         """
 
         def renew(record: JobRecord, lease: Lease, now_s: float) -> JobRecord:
-            return replace(record, state=JobState.RUNNING, step=step, lease=replace(lease, expires_at_s=now_s + ttl_s))
+            return replace(
+                record,
+                state=JobState.RUNNING,
+                step=step,
+                saved_step=max(record.saved_step, saved_step or 0),
+                lease=replace(lease, expires_at_s=now_s + ttl_s),
+            )
 
         return self._change_held(held, renew, event_name=None)
 
@@ -214,13 +216,12 @@ class JobQueue:
             )
 
         try:
-            record = self._change_held(held, commit, event_name="job_committed")
+            return self._change_held(held, commit, event_name="job_committed")
         except LeaseLostError:
             record = self.get(held.job_id)
             if record.artifact != artifact:
                 raise
-        self._committed.add(held.job_id)
-        return record
+            return record
 
     def fail(self, held: JobRecord, *, reason: str, retryable: bool, traceback: str | None = None) -> JobRecord:
         """End an attempt: the job is queued again after a rest, or failed for good.
@@ -236,61 +237,118 @@ class JobQueue:
         """
 
         def end(record: JobRecord, lease: Lease, now_s: float) -> JobRecord:
-            return self._ended(record, now_s, reason=reason, retryable=retryable, traceback=traceback)
+            after = self._policy.end_attempt(record, now_s=now_s, reason=reason, traceback=traceback)
+            return after if retryable else replace(after, state=JobState.FAILED)
 
         return self._change_held(held, end, event_name="attempt_failed")
 
     def retry(self, job_id: str) -> JobRecord:
-        """Queue a failed job again with its attempts forgotten; a job in another state is returned as it is."""
-        for _ in range(_MAX_SWAPS):
-            record, etag = self._read(job_id)
-            if record.state is not JobState.FAILED:
+        """Queue a failed or cancelled job again with its strikes forgotten; any other job is returned as it is."""
+
+        def again(record: JobRecord) -> JobRecord:
+            if record.state not in (JobState.FAILED, JobState.CANCELLED):
                 return record
-            after = replace(record, state=JobState.QUEUED, attempts=0, not_before_s=0.0)
-            written = self._swap(record, after, etag)
-            if written is not None:
-                self._report(written, "job_retried")
-                return written
-        raise _too_busy(job_id)
+            return replace(record, state=JobState.QUEUED, strikes=0, attempts=0, not_before_s=0.0)
+
+        return self._order(job_id, again, event_name="job_retried")
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Call an unfinished job off; its worker learns it at the next heartbeat. A finished job is returned as it is."""
+
+        def call_off(record: JobRecord) -> JobRecord:
+            return record if record.state.is_finished else replace(record, state=JobState.CANCELLED, lease=None)
+
+        return self._order(job_id, call_off, event_name="job_cancelled")
+
+    def _submit_again(self, wanted: JobRecord) -> JobRecord:
+        def refile(record: JobRecord) -> JobRecord:
+            if record.state is not JobState.QUEUED:
+                return record
+            return replace(record, submission=wanted.submission, priority=wanted.priority)
+
+        return self._order(wanted.job_id, refile, event_name="job_refiled")
+
+    def _order(self, job_id: str, change: Callable[[JobRecord], JobRecord], *, event_name: str) -> JobRecord:
+        """Carry out a person's wish, which may change nothing."""
+        before: JobRecord | None = None
+
+        def remember(record: JobRecord) -> JobRecord:
+            nonlocal before
+            before = record
+            return change(record)
+
+        after = self.records.change(job_id, remember)
+        if before is None or after.revision != before.revision:
+            self._report(after, event_name)
+        return after
+
+    def _sweep(self, leased: _Records, worker: str, *, pool: str, ttl_s: float, most: int) -> None:
+        """Look at some of the jobs that are held or resting, if it is time to."""
+        now_s = self._clock.monotonic_s()
+        if most < 1 or now_s - self._swept_s.get(pool, -ttl_s) < ttl_s / 4:
+            return
+        self._swept_s[pool] = now_s
+        found = self.index.window(f"{LATER}{pool}/", size=_SWEEP_WINDOW)
+        self._lease_from(found, leased, worker, ttl_s=ttl_s, most=most)
+
+    def _ready_window(self, pool: str, *, size: int) -> _Entries:
+        """Return some ready jobs of a submission drawn by lot from those of the highest priority."""
+        now_s = self._clock.monotonic_s()
+        looked_s, submissions = self._submissions.get(pool, (now_s, []))
+        if not submissions or now_s - looked_s >= _LOOK_S:
+            submissions = self.index.urgent_submissions(pool)
+            self._submissions[pool] = (now_s, submissions)
+        while submissions:
+            folder = self._chance.choice(submissions)
+            found = self.index.window(folder, size=size)
+            if found:
+                return found
+            submissions.remove(folder)
+            if not submissions:
+                submissions.extend(self.index.urgent_submissions(pool))
+        return []
+
+    def _lease_from(self, entries: Iterable[Entry], leased: _Records, worker: str, *, ttl_s: float, most: int) -> None:
+        for entry in entries:
+            if len(leased) >= most:
+                return
+            try:
+                record, etag = self.records.read(entry.job_id)
+            except NotFoundError:
+                self.index.delete(entry)
+                continue
+            if entry_of(record) != entry:
+                self.records.mend(entry)
+                continue
+            taken = self._try_lease(record, etag, worker=worker, ttl_s=ttl_s)
+            if taken is not None:
+                leased.append(taken)
 
     def _try_lease(self, record: JobRecord, etag: str, *, worker: str, ttl_s: float) -> JobRecord | None:
         now_s = self._clock.now_s()
-        if record.state is JobState.COMMITTED:
-            self._committed.add(record.job_id)
-        is_taken_over = record.lease is not None and record.lease.expires_at_s <= now_s
-        if not is_taken_over and not (record.state is JobState.QUEUED and record.not_before_s <= now_s):
+        old = record.lease
+        if record.state is JobState.QUEUED:
+            if record.not_before_s > now_s:
+                return None
+        elif old is None or old.expires_at_s > now_s:
             return None
-        if record.lease is not None and self._policy.is_exhausted(attempts=record.attempts):
-            reason = (
-                f"given up after {record.attempts} attempts: the last worker, {record.lease.worker}, fell silent at "
-                f"step {record.step}; the concept may not fit in memory"
-            )
-            after = self._ended(record, now_s, reason=reason, retryable=True, traceback=record.traceback)
-            written = self._swap(record, after, etag)
-            if written is not None:
-                self._report(written, "attempt_failed")
-            return None
-        lease = Lease(worker=worker, token=secrets.token_hex(16), expires_at_s=now_s + ttl_s)
-        after = replace(record, state=JobState.LEASED, lease=lease, attempts=record.attempts + 1)
-        written = self._swap(record, after, etag)
-        if written is not None:
-            previous = record.lease.worker if record.lease is not None else None
-            self._report(written, "lease_taken_over" if is_taken_over else "job_leased", previous_worker=previous)
-        return written
-
-    def _ended(
-        self, record: JobRecord, now_s: float, *, reason: str, retryable: bool, traceback: str | None
-    ) -> JobRecord:
-        is_final = not retryable or self._policy.is_exhausted(attempts=record.attempts)
-        rest_s = 0.0 if is_final else self._policy.delay_s(attempts=max(1, record.attempts), job_id=record.job_id)
-        return replace(
-            record,
-            state=JobState.FAILED if is_final else JobState.QUEUED,
-            lease=None,
-            not_before_s=now_s + rest_s,
-            error=reason[:_MAX_TEXT],
-            traceback=None if traceback is None else traceback[-_MAX_TEXT:],
+        else:
+            reason = f"given up: {old.worker} and workers before it fell silent; the concept may not fit in memory"
+            struck = self._policy.end_attempt(record, now_s=now_s, reason=reason, traceback=record.traceback)
+            if struck.state is JobState.FAILED:
+                if self.records.swap(record, struck, etag) is not None:
+                    self._report(struck, "attempt_failed")
+                return None
+            record = replace(record, strikes=struck.strikes)
+        lease = Lease(
+            worker=worker, token=secrets.token_hex(16), expires_at_s=now_s + ttl_s, from_step=record.saved_step
         )
+        after = replace(record, state=JobState.LEASED, lease=lease, attempts=record.attempts + 1, not_before_s=0.0)
+        written = self.records.swap(record, after, etag)
+        if written is not None:
+            name = "job_leased" if old is None else "lease_taken_over"
+            self._report(written, name, previous_worker=None if old is None else old.worker)
+        return written
 
     def _change_held(
         self,
@@ -301,49 +359,23 @@ class JobQueue:
     ) -> JobRecord:
         if held.lease is None:
             raise FarmError(f"job {held.name!r} is {held.state.value}: only a leased record can be worked on")
-        for _ in range(_MAX_SWAPS):
-            record, etag = self._read(held.job_id)
-            if record.lease is None or record.lease.token != held.lease.token:
+        token, worker = held.lease.token, held.lease.worker
+
+        def change_ours(record: JobRecord) -> JobRecord:
+            if record.lease is None or record.lease.token != token:
                 owner = record.lease.worker if record.lease is not None else "nobody"
                 raise LeaseLostError(
-                    f"job {held.name!r} was leased to {held.lease.worker}; it is now {record.state.value}, held by "
-                    f"{owner}: let it go",
+                    f"job {held.name!r} was leased to {worker}; it is now {record.state.value}, held by {owner}: "
+                    "let it go",
                     job_id=held.job_id,
-                    worker=held.lease.worker,
+                    worker=worker,
                 )
-            after = self._swap(record, change(record, record.lease, self._clock.now_s()), etag)
-            if after is not None:
-                if event_name is not None:
-                    self._report(after, event_name, by=held.lease.worker)
-                return after
-        raise _too_busy(held.job_id)
+            return change(record, record.lease, self._clock.now_s())
 
-    def _swap(self, before: JobRecord, after: JobRecord, etag: str) -> JobRecord | None:
-        """Write `after` over exactly the version `before`; None if somebody else wrote first."""
-        check_move(before, to=after.state)
-        after = replace(after, revision=before.revision + 1, updated_at_s=self._clock.now_s())
-        with contextlib.suppress(PreconditionError):
-            self._store.put(self._key(before.job_id), after.encode(), if_match=etag)
-            return after
-        return None
-
-    def _read(self, job_id: str) -> tuple[JobRecord, str]:
-        found = self._store.get(self._key(job_id))
-        return JobRecord.decode(found.data), found.etag
-
-    def _scan(self, job_ids: Iterable[str]) -> Iterator[tuple[JobRecord, str]]:
-        for job_id in job_ids:
-            with contextlib.suppress(NotFoundError):  # deleted since it was listed
-                yield self._read(job_id)
-
-    def _ids(self, job_ids: Iterable[str] | None) -> _Ids:
-        if job_ids is not None:
-            return list(dict.fromkeys(job_ids))
-        keys = self._store.list(self._prefix)
-        return [key[len(self._prefix) : -len(".json")] for key in keys if key.endswith(".json")]
-
-    def _key(self, job_id: str) -> str:
-        return f"{self._prefix}{job_id}.json"
+        after = self.records.change(held.job_id, change_ours, known=held)
+        if event_name is not None:
+            self._report(after, event_name, by=worker)
+        return after
 
     def _report(self, record: JobRecord, name: str, **fields: str | None) -> None:
         self._events.emit(
@@ -357,10 +389,3 @@ class JobQueue:
             error=(record.error or "").partition("\n")[0] or None,
             **fields,
         )
-
-
-def _too_busy(job_id: str) -> FarmError:
-    return FarmError(
-        f"job {job_id} changed {_MAX_SWAPS} times while it was being written: does the store honour If-Match?",
-        job_id=job_id,
-    )

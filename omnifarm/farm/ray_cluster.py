@@ -16,12 +16,14 @@ from typing import Any
 
 import ray
 import ray.train
+import ray.util.metrics
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError, FarmError
+from omnifarm.farm.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from omnifarm.farm.worker import WorkerSettings, run_worker
 from omnifarm.logs import configure
 
@@ -36,10 +38,10 @@ class CellConfig:
     """URL of the store that holds job records, checkpoints and artifacts; readable from every node."""
     backbone: str
     """Name or folder of the backbone; readable from every node."""
-    job_ids: tuple[str, ...]
-    """The jobs to finish."""
+    name: str
+    """Its name, unique on the farm; by it the cell can be told to stop."""
     recipe: TrainingRecipe
-    """How every one of them is learned."""
+    """How its concepts are learned; with the backbone it decides which jobs it works on."""
     num_workers: int = 1
     """Processes, each with a copy of the backbone."""
     cpus_per_worker: int = 1
@@ -89,7 +91,9 @@ def cluster_gpus() -> int:
 
 
 def run_cell(config: CellConfig) -> None:
-    """Run a cell until its workers see no unfinished job; then read the job records to learn what became of them.
+    """Run a cell until its workers find nothing left to do or are told to stop. May be called from any thread.
+
+    What became of its jobs stands in their records.
 
     Args:
         config: The cell.
@@ -97,7 +101,7 @@ def run_cell(config: CellConfig) -> None:
     Raises:
         FarmError: Ray gave up on the cell: more workers died than `max_failures`, or it could not be placed.
     """
-    with tempfile.TemporaryDirectory(prefix="omf-cell-") as folder:
+    with tempfile.TemporaryDirectory(prefix="omf-cell-", ignore_cleanup_errors=True) as folder:
         trainer = TorchTrainer(
             _work,
             train_loop_config=_to_plain(config),
@@ -128,10 +132,11 @@ def _work(values: Mapping[str, Any]) -> None:
     torch.set_num_threads(int(values["cpus_per_worker"]))
     context = ray.train.get_context()
     run_worker(
-        f"{values['cell_id']}-{context.get_world_rank()}",
+        f"{values['name']}-{context.get_world_rank()}",
         store_url=values["store"],
         backbone=values["backbone"],
-        job_ids=values["job_ids"],
+        cell=values["name"],
+        metrics=RayMetrics(),
         recipe=TrainingRecipe.from_json(values["recipe"]),
         settings=WorkerSettings(**values["worker"]),
         device=str(ray.train.torch.get_device()) if values["use_gpu"] else "cpu",
@@ -140,7 +145,29 @@ def _work(values: Mapping[str, Any]) -> None:
 
 def _to_plain(config: CellConfig) -> dict[str, Any]:
     # Plain values travel to workers whose code may be a newer checkout; a pickled class would not.
-    values = asdict(config)
-    values["job_ids"] = list(config.job_ids)
-    values["cell_id"] = ray.get_runtime_context().get_job_id()
-    return values
+    return asdict(config)
+
+
+class RayMetrics:
+    """Numbers into Ray's own Prometheus endpoint, one per node, labelled by node and worker there."""
+
+    def __init__(self) -> None:
+        self._counters = {name: ray.util.metrics.Counter(name, text) for name, text in COUNTERS.items()}
+        self._gauges = {name: ray.util.metrics.Gauge(name, text) for name, text in GAUGES.items()}
+        bounds = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300]
+        self._histograms = {
+            name: ray.util.metrics.Histogram(name, text, boundaries=bounds) for name, text in HISTOGRAMS.items()
+        }
+
+    def count(self, name: str, value: float = 1.0) -> None:
+        """See `Metrics.count`."""
+        if value > 0:
+            self._counters[name].inc(value)
+
+    def gauge(self, name: str, value: float) -> None:
+        """See `Metrics.gauge`."""
+        self._gauges[name].set(value)
+
+    def observe(self, name: str, value: float) -> None:
+        """See `Metrics.observe`."""
+        self._histograms[name].observe(value)

@@ -50,8 +50,17 @@ def inspect_backbone(name_or_folder: str, *, overrides: Mapping[str, Any]) -> Ba
     )
 
 
-def submit_concepts(url: str, *, queue: JobQueue, backbone: Backbone, only: Sequence[str] = ()) -> list[JobRecord]:
-    """Write one job record for every concept at a place. Safe to repeat: committed jobs stay, failed ones are queued again.
+def submit_concepts(
+    url: str,
+    *,
+    queue: JobQueue,
+    backbone: Backbone,
+    only: Sequence[str] = (),
+    max_concepts: int | None = None,
+    submission: str = "default",
+    priority: int = 5,
+) -> list[JobRecord]:
+    """Write one job record for every concept at a place. Safe to repeat: committed jobs stay, others are queued again.
 
     A concept whose data cannot be used gets a record that is failed from the start, with the reason.
 
@@ -60,6 +69,9 @@ def submit_concepts(url: str, *, queue: JobQueue, backbone: Backbone, only: Sequ
         queue: Where the records go.
         backbone: What the concepts are learned on, and how.
         only: Names of the concepts wanted; empty for all.
+        max_concepts: At most so many that are not yet learned.
+        submission: Which request this is, see `JobQueue.submit`.
+        priority: From 0 to 9, higher first.
 
     Returns:
         The records, by name.
@@ -71,14 +83,28 @@ def submit_concepts(url: str, *, queue: JobQueue, backbone: Backbone, only: Sequ
     found = dict(load_concepts(url))
     if missing := sorted(set(only) - set(found)):
         raise ConfigError(f"no concept named {', '.join(missing)} at {url}; there are: {', '.join(sorted(found))}")
-    return [
-        _submit(name, spec, url=url, queue=queue, backbone=backbone)
-        for name, spec in found.items()
-        if not only or name in only
-    ]
+    records: list[JobRecord] = []
+    for name, spec in found.items():
+        if only and name not in only:
+            continue
+        if max_concepts is not None and sum(not record.state.is_finished for record in records) >= max_concepts:
+            break
+        records.append(
+            _submit(name, spec, url=url, queue=queue, backbone=backbone, submission=submission, priority=priority)
+        )
+    return records
 
 
-def _submit(name: str, spec: ConceptSpec | ConceptError, *, url: str, queue: JobQueue, backbone: Backbone) -> JobRecord:
+def _submit(
+    name: str,
+    spec: ConceptSpec | ConceptError,
+    *,
+    url: str,
+    queue: JobQueue,
+    backbone: Backbone,
+    submission: str,
+    priority: int,
+) -> JobRecord:
     # What cannot be read has no digest; its problems stand in, so that mended data are another job.
     digest = spec.digest() if isinstance(spec, ConceptSpec) else f"unusable {name}: {spec}"
     record = queue.submit(
@@ -88,8 +114,10 @@ def _submit(name: str, spec: ConceptSpec | ConceptError, *, url: str, queue: Job
             spec_digest=digest, recipe_digest=backbone.recipe.digest(), backbone_fingerprint=backbone.fingerprint
         ),
         num_steps=backbone.recipe.steps,
+        submission=submission,
+        priority=priority,
         error=None if isinstance(spec, ConceptSpec) else str(spec),
     )
-    if record.state is JobState.FAILED and isinstance(spec, ConceptSpec):
+    if record.state in (JobState.FAILED, JobState.CANCELLED) and isinstance(spec, ConceptSpec):
         return queue.retry(record.job_id)
     return record

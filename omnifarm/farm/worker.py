@@ -5,13 +5,14 @@
 A worker may die between any two lines. What it had leased is leased by somebody else when the lease has run out, and
 goes on from the last checkpoint to the same result, because a lane depends on nothing but its identity and its step.
 A worker that was only slow finds its lease gone at the next heartbeat and lets the lane go; were it to commit, the
-commit would be of the same object and only the first one counts. Knows no Ray.
+commit would be of the same object and only the first one counts. A store that is away for a while stops no training:
+what could not be renewed, saved or committed is tried again. Knows no Ray.
 """
 
 import contextlib
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from omnifarm.clock import Clock, SystemClock
@@ -19,8 +20,10 @@ from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.spec import ConceptSpec
-from omnifarm.errors import ConceptError, ConfigError, FarmError, NotFoundError, TrainingError
-from omnifarm.farm.job import JobRecord, LeaseLostError
+from omnifarm.errors import ConceptError, ConfigError, FarmError, NotFoundError, StoreError, TrainingError
+from omnifarm.farm.control import FarmControl, Order
+from omnifarm.farm.job import JobRecord, LeaseLostError, pool_of
+from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
 from omnifarm.logs import event
 from omnifarm.store.base import Store
@@ -28,7 +31,7 @@ from omnifarm.store.open import open_store
 from omnifarm.training.checkpoint import save_lane
 from omnifarm.training.curves import curve_parquet
 from omnifarm.training.lane import Lane
-from omnifarm.training.workbench import Workbench
+from omnifarm.training.workbench import Finished, Workbench
 
 _logger = logging.getLogger(__name__)
 
@@ -52,12 +55,16 @@ class WorkerSettings:
     """Seconds of work that a crash may cost."""
     poll_s: float = 1.0
     """Seconds between looks at the queue while there is nothing to train."""
+    patience_s: float = 300.0
+    """Seconds for which the store may be away before the worker gives up."""
+    stop_at_s: float | None = None
+    """Seconds since the epoch at which to save, give everything back and leave; None for never."""
 
     def __post_init__(self) -> None:
         for name in ("lanes", "lanes_per_pack"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"worker: {name} must be at least 1, found {getattr(self, name)}")
-        for name in ("lease_s", "heartbeat_s", "checkpoint_s", "poll_s"):
+        for name in ("lease_s", "heartbeat_s", "checkpoint_s", "poll_s", "patience_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"worker: {name} must be above 0 seconds, found {getattr(self, name)}")
         if self.heartbeat_s * 2 > self.lease_s:
@@ -75,18 +82,24 @@ class _Held:
     spec: ConceptSpec
     lane: Lane
     saved_step: int
+    """Step of its newest checkpoint."""
+    ended_s: float = 0.0
+    """When its last step was over, on the monotonic clock."""
+    finished: Finished | None = None
+    """What it left, once that is made."""
 
 
 class Worker:
-    """Pulls jobs until none of them is unfinished.
+    """Pulls jobs of one pool until none of them is unfinished.
 
     Args:
         worker_id: Who this is, in leases and logs.
         store: Holds records, checkpoints and artifacts.
         workbench: Makes and steps lanes.
-        recipe: How every one of the jobs is learned.
-        job_ids: The jobs to finish.
+        recipe: How every one of the jobs is learned; with the backbone it decides the pool.
         settings: How to work.
+        cell: The cell it belongs to, which may be told to stop; None outside a cluster.
+        metrics: Where numbers go.
         clock: Time.
     """
 
@@ -97,42 +110,55 @@ class Worker:
         store: Store,
         workbench: Workbench,
         recipe: TrainingRecipe,
-        job_ids: Sequence[str],
         settings: WorkerSettings | None = None,
+        cell: str | None = None,
+        metrics: Metrics | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._id = worker_id
         self._store = store
         self._workbench = workbench
         self._recipe = recipe
-        self._job_ids = list(job_ids)
         self._settings = settings or WorkerSettings()
+        self._cell = cell
+        self._metrics = metrics or NoMetrics()
         self._clock = clock or SystemClock()
+        self._pool = pool_of(recipe_digest=recipe.digest(), backbone_fingerprint=workbench.fingerprint)
         self._queue = JobQueue(store, clock=self._clock)
+        self._control = FarmControl(store)
+        self._order = Order.WORK
         self._repository = ConceptRepository(store)
         self._held: dict[str, _Held] = {}
+        self._over: list[_Held] = []
         self._sets: dict[str, dict[str, ConceptSpec | ConceptError]] = {}
         self._looked_s = self._beat_s = self._saved_s = self._clock.monotonic_s()
+        self._away_since_s: float | None = None
 
     def run(self) -> None:
-        """Work until every job is committed or failed, by this worker or another.
+        """Work until the pool has nothing left to do, by this worker or another, or until told to leave.
 
         Raises:
-            StoreError: The store failed where nothing but another worker can help; the leases run out by themselves.
+            StoreError: The store was away for longer than `patience_s`; the leases run out by themselves.
         """
-        self._lease()
-        while self._held or not self._queue.summary(self._job_ids).is_finished:
+        self._look()
+        while self._order is not Order.STOP and (self._held or self._over or not self._may_leave()):
             if self._held:
                 self.step()
             else:
                 self._clock.sleep_s(self._settings.poll_s)
+            self._commit()
             if self._clock.monotonic_s() - self._looked_s >= self._settings.poll_s:
-                self._lease()
+                self._look()
+        self._hand_back()
 
     def step(self) -> None:
-        """Advance every lane by one step; end those that are over; renew leases and save checkpoints when due."""
+        """Advance every lane by one step; set aside those that are over; renew and save when due."""
+        num_lanes = len(self._held)
         for lane in self._workbench.trainer.step():
-            self._end(self._held.pop(lane.name))
+            held = self._held.pop(lane.name)
+            held.ended_s = self._clock.monotonic_s()
+            self._over.append(held)
+        self._metrics.count("omnifarm_steps_total", num_lanes)
         now_s = self._clock.monotonic_s()
         if now_s - self._beat_s >= self._settings.heartbeat_s:
             self._beat_s = now_s
@@ -141,23 +167,68 @@ class Worker:
             self._saved_s = now_s
             self._save()
 
-    def _lease(self) -> None:
-        """Take as many jobs as there are free lanes."""
+    @contextlib.contextmanager
+    def _patiently(self, what: str) -> Iterator[None]:
+        """Go on when the store cannot be reached, unless that has lasted for too long."""
+        try:
+            yield
+        except StoreError as error:
+            now_s = self._clock.monotonic_s()
+            self._away_since_s = now_s if self._away_since_s is None else self._away_since_s
+            self._metrics.count("omnifarm_store_errors_total")
+            event(_logger, "store_away", level=logging.WARNING, worker=self._id, doing=what, error=str(error))
+            if now_s - self._away_since_s > self._settings.patience_s:
+                raise
+        else:
+            self._away_since_s = None
+
+    def _may_leave(self) -> bool:
+        """Whether there is nothing to wait for."""
+        if self._order is Order.DRAIN:
+            return True
+        is_drained = False
+        with self._patiently("looking for work"):
+            is_drained = self._queue.is_drained(self._pool)
+        return is_drained
+
+    def _look(self) -> None:
+        """Read the orders that stand, and take as many jobs as there are free lanes."""
         self._looked_s = self._clock.monotonic_s()
+        if self._away_since_s is not None:
+            # Our own leases may have run out while the store was away: renew them before we take them over ourselves.
+            self._commit()
+            self._heartbeat()
+        stop_at_s = self._settings.stop_at_s
+        with self._patiently("reading orders"):
+            self._order = self._control.present(cell=self._cell)
+        if stop_at_s is not None and self._clock.now_s() >= stop_at_s:
+            self._order = Order.STOP
         free = self._settings.lanes - len(self._held)
-        if free < 1:
+        if self._order is not Order.WORK or free < 1:
             return
-        for record in self._queue.lease_next(self._id, ttl_s=self._settings.lease_s, max=free, job_ids=self._job_ids):
-            self._begin(record)
+        records: list[JobRecord] = []
+        with self._patiently("leasing"):
+            records = self._queue.lease_next(self._id, pool=self._pool, ttl_s=self._settings.lease_s, max=free)
+        for record in records:
+            self._metrics.count("omnifarm_lease_takeovers_total", float(record.attempts > 1))
+            with self._patiently("beginning a lane"):
+                self._begin(record)
+        self._metrics.gauge("omnifarm_lanes", len(self._held))
 
     def _begin(self, record: JobRecord) -> None:
         """Make a lane of a leased job, or end the attempt with its reason."""
+        if record.name in self._held:
+            # Another job under the same name: lanes go by name, so it has to wait or go elsewhere.
+            self._queue.release(record)
+            return
         try:
             spec = self._spec(record)
             lane = self._lane(record, spec)
         except (ConceptError, ConfigError, FarmError) as error:
             # The same data and settings would fail again.
             self._fail(record, reason=str(error), retryable=False)
+        except StoreError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever one concept does to us must not stop the others
             event(_logger, "lane_not_started", level=logging.ERROR, concept=record.name, error=str(error))
             reason = f"{type(error).__name__}: {error}"
@@ -196,7 +267,7 @@ class Worker:
     def _lane(self, record: JobRecord, spec: ConceptSpec) -> Lane:
         checkpoint: bytes | None = None
         with contextlib.suppress(NotFoundError):
-            checkpoint = self._store.get(_checkpoint_key(record)).data
+            checkpoint = self._store.get(checkpoint_key(record.job_id)).data
         try:
             return self._workbench.lane(spec, recipe=self._recipe, identity=record.job_id, checkpoint=checkpoint)
         except TrainingError as error:
@@ -205,44 +276,85 @@ class Worker:
             event(_logger, "checkpoint_refused", level=logging.WARNING, concept=record.name, reason=str(error))
             return self._workbench.lane(spec, recipe=self._recipe, identity=record.job_id)
 
+    def _commit(self) -> None:
+        """Commit lanes that are over, or record why they stopped; what the store cannot take now stays for later."""
+        with self._patiently("committing"):
+            while self._over:
+                self._end(self._over[0])
+                self._over.pop(0)
+
     def _end(self, held: _Held) -> None:
-        """Commit a finished lane or record why it stopped."""
         record, lane = held.record, held.lane
         if lane.stopped is not None:
             # What it did until then says more than the reason alone.
             self._store.put(_curve_key(record), curve_parquet(lane))
             self._fail(record, reason=lane.stopped, retryable=False)
             return
-        finished = self._workbench.finish(lane, spec=held.spec, identity=record.job_id)
+        if held.finished is None:
+            held.finished = self._workbench.finish(lane, spec=held.spec, identity=record.job_id)
         try:
             # Nothing is written by a worker whose lease is gone, however late it comes.
-            record = self._queue.heartbeat(record, step=lane.step, ttl_s=self._settings.lease_s)
-            is_first = self._repository.commit(finished.manifest, finished.soft_tokens, curve=finished.curve)
-            self._queue.complete(record, artifact=f"artifacts/{record.name}/{record.job_id}/")
-        except LeaseLostError as error:
+            held.record = self._queue.heartbeat(record, step=lane.step, ttl_s=self._settings.lease_s)
+            done = held.finished
+            is_first = self._repository.commit(done.manifest, done.soft_tokens, curve=done.curve)
+            self._queue.complete(held.record, artifact=f"artifacts/{record.name}/{record.job_id}/")
+        except (LeaseLostError, NotFoundError) as error:
+            self._metrics.count("omnifarm_leases_lost_total")
             event(_logger, "late_commit_discarded", concept=record.name, worker=self._id, reason=str(error))
             return
+        self._metrics.count("omnifarm_concepts_committed_total")
+        self._metrics.observe("omnifarm_commit_seconds", self._clock.monotonic_s() - held.ended_s)
         event(_logger, "concept_learned", concept=record.name, worker=self._id, first=is_first, train_s=lane.train_s)
-        self._store.delete(_checkpoint_key(record))
+        self._store.delete(checkpoint_key(record.job_id))
 
     def _heartbeat(self) -> None:
-        """Renew every lease; let lanes go whose lease is lost."""
-        for name, held in list(self._held.items()):
-            try:
-                held.record = self._queue.heartbeat(held.record, step=held.lane.step, ttl_s=self._settings.lease_s)
-            except LeaseLostError as error:
-                event(_logger, "lane_let_go", level=logging.WARNING, concept=name, worker=self._id, reason=str(error))
+        """Renew every lease, of lanes that train and of those not yet committed; let go whose lease is lost."""
+        with self._patiently("renewing leases"):
+            for held in [*self._held.values(), *self._over]:
+                self._renew(held)
+        losses = [held.lane.losses[-1].total for held in self._held.values() if held.lane.losses]
+        if losses:
+            self._metrics.gauge("omnifarm_loss", sum(losses) / len(losses))
+
+    def _renew(self, held: _Held) -> None:
+        name = held.record.name
+        try:
+            held.record = self._queue.heartbeat(
+                held.record, step=held.lane.step, saved_step=held.saved_step, ttl_s=self._settings.lease_s
+            )
+        except (LeaseLostError, NotFoundError) as error:
+            self._metrics.count("omnifarm_leases_lost_total")
+            event(_logger, "lane_let_go", level=logging.WARNING, concept=name, worker=self._id, reason=str(error))
+            if held in self._over:
+                self._over.remove(held)
+            else:
                 self._workbench.trainer.remove(name)
                 del self._held[name]
 
     def _save(self) -> None:
         """Write a checkpoint of every lane that has moved."""
-        for held in self._held.values():
-            if held.lane.step > held.saved_step:
-                self._store.put(_checkpoint_key(held.record), save_lane(held.lane, identity=held.record.job_id))
-                held.saved_step = held.lane.step
+        with self._patiently("saving checkpoints"):
+            for held in self._held.values():
+                if held.lane.step > held.saved_step:
+                    self._store.put(
+                        checkpoint_key(held.record.job_id), save_lane(held.lane, identity=held.record.job_id)
+                    )
+                    held.saved_step = held.lane.step
+
+    def _hand_back(self) -> None:
+        """Save and release what is still held: somebody else goes on from here at once."""
+        if not self._held:
+            return
+        self._save()
+        self._heartbeat()
+        for name, held in list(self._held.items()):
+            with contextlib.suppress(LeaseLostError), self._patiently("giving a job back"):
+                self._queue.release(held.record)
+            self._workbench.trainer.remove(name)
+            del self._held[name]
 
     def _fail(self, record: JobRecord, *, reason: str, retryable: bool, trace: str | None = None) -> None:
+        self._metrics.count("omnifarm_attempts_failed_total")
         try:
             self._queue.fail(record, reason=reason, retryable=retryable, traceback=trace)
         except LeaseLostError as error:
@@ -255,11 +367,12 @@ def run_worker(
     store_url: str,
     backbone: str,
     recipe: TrainingRecipe,
-    job_ids: Sequence[str],
     settings: WorkerSettings,
+    cell: str | None = None,
+    metrics: Metrics | None = None,
     device: str = "cpu",
 ) -> None:
-    """Load a backbone and work until every job is committed or failed; the body of a worker process.
+    """Load a backbone and work until its pool has nothing left to do; the body of a worker process.
 
     Raises:
         WeightsError: The backbone cannot be loaded.
@@ -274,13 +387,15 @@ def run_worker(
         store=store,
         workbench=workbench,
         recipe=recipe,
-        job_ids=job_ids,
         settings=settings,
+        cell=cell,
+        metrics=metrics,
     ).run()
 
 
-def _checkpoint_key(record: JobRecord) -> str:
-    return f"{CHECKPOINTS}{record.job_id}.safetensors"
+def checkpoint_key(job_id: str) -> str:
+    """Return where a job's lane is saved while it is trained."""
+    return f"{CHECKPOINTS}{job_id}.safetensors"
 
 
 def _curve_key(record: JobRecord) -> str:

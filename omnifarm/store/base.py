@@ -79,8 +79,18 @@ class Store(Protocol):
         """Return size and etag; raises NotFoundError."""
         ...
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """Yield every key that starts with `prefix` (plain text, need not end at a slash), in ascending order."""
+    def list(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> Iterator[str]:
+        """Yield keys that start with `prefix`, in ascending order.
+
+        The order is that of code points, except that servers differ in where "a/x" stands beside "a-b" and "a.b":
+        names that begin with a sibling folder's name are best avoided where the order matters.
+
+        Args:
+            prefix: Plain text, need not end at a slash.
+            after: Only keys behind this text, which need not be a key; not the bare name of a folder of keys, because
+                SeaweedFS then passes over the whole folder.
+            limit: At most so many (>= 1); then the cost does not depend on how many there are.
+        """
         ...
 
     def delete(self, key: str) -> None:
@@ -129,6 +139,25 @@ def check_conditions(*, if_none_match: bool, if_match: str | None) -> None:
     """Refuse a put that asks for both conditions: no object can satisfy them."""
     if if_none_match and if_match is not None:
         raise StoreError("put takes if_none_match or if_match, not both: choose create-once or compare-and-swap")
+
+
+def require_version(url: str, key: str, *, found: str | None, if_none_match: bool, if_match: str | None) -> None:
+    """Hold a put to its condition.
+
+    Args:
+        url: The store, for the message.
+        key: The object, for the message.
+        found: Etag of the version that is there, None if there is none.
+        if_none_match: See `Store.put`.
+        if_match: See `Store.put`.
+
+    Raises:
+        PreconditionError: The condition does not hold.
+    """
+    if if_none_match and found is not None:
+        raise already_exists(url, key)
+    if if_match is not None and found != if_match:
+        raise has_changed(url, key)
 
 
 def not_found(url: str, key: str) -> NotFoundError:

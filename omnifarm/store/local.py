@@ -9,6 +9,7 @@ process, so a killed writer blocks nobody. On network file systems without worki
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import os
 import secrets
 from collections.abc import Iterator
@@ -18,13 +19,12 @@ from omnifarm.errors import AccessError, NotFoundError, StoreError
 from omnifarm.store.base import (
     Object,
     ObjectInfo,
-    already_exists,
     check_conditions,
     check_key,
     check_prefix,
     content_etag,
-    has_changed,
     not_found,
+    require_version,
 )
 
 _PRIVATE = ".omnifarm-store"
@@ -74,11 +74,11 @@ class LocalStore:
         data = self._read(key)
         return ObjectInfo(key, len(data), content_etag(data))
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Store.list`."""
+    def list(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> Iterator[str]:
+        """See `Store.list`; reads folders as the iteration comes to them."""
         check_prefix(prefix)
         with self._translated(prefix):
-            yield from sorted(self._walk(prefix))
+            yield from itertools.islice(self._walk("", prefix=prefix, after=after), limit)
 
     def delete(self, key: str) -> None:
         """See `Store.delete`; folders left empty stay, a racing writer may be about to use them."""
@@ -123,23 +123,11 @@ class LocalStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise StoreError(f"{key!r} is the beginning of other keys in {self.url}: one name, one meaning", key=key)
-        if if_none_match:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                raise already_exists(self.url, key) from None
-        else:
-            if if_match is not None and not self._matches(path, if_match):
-                raise has_changed(self.url, key)
-            temporary.replace(path)
+        if if_none_match or if_match is not None:
+            found = content_etag(path.read_bytes()) if path.exists() else None
+            require_version(self.url, key, found=found, if_none_match=if_none_match, if_match=if_match)
+        temporary.replace(path)
         self._sync_folder(path.parent)
-
-    @staticmethod
-    def _matches(path: Path, etag: str) -> bool:
-        try:
-            return content_etag(path.read_bytes()) == etag
-        except FileNotFoundError:
-            return False
 
     def _sync_folder(self, folder: Path) -> None:
         if not self._fsync:
@@ -164,19 +152,22 @@ class LocalStore:
         finally:
             os.close(descriptor)
 
-    def _walk(self, prefix: str) -> Iterator[str]:
-        folder = prefix.rpartition("/")[0]
-        start = self._root / folder if folder else self._root
-        for parent, folders, files in os.walk(start):
-            if Path(parent) == self._root and _PRIVATE in folders:
-                folders.remove(_PRIVATE)
-            relative = os.path.relpath(parent, self._root)
-            base = "" if relative == "." else relative + "/"
-            # A branch that can hold no key with the prefix is not entered.
-            folders[:] = [name for name in folders if (base + name + "/").startswith(prefix[: len(base + name) + 1])]
-            for name in files:
-                if (base + name).startswith(prefix) and not os.path.islink(os.path.join(parent, name)):
-                    yield base + name
+    def _walk(self, base: str, *, prefix: str, after: str) -> Iterator[str]:
+        """Yield the keys below the folder `base` ("" or ending at a slash) that are asked for, in order."""
+        names = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._root / base) as entries:
+            for entry in entries:
+                # A folder sorts as its keys do: "a/" stands behind "a-b".
+                name = base + entry.name + ("/" if entry.is_dir(follow_symlinks=False) else "")
+                if not entry.is_symlink() and name != _PRIVATE + "/":
+                    names.append(name)
+        for name in sorted(names):
+            if not name.endswith("/"):
+                if name.startswith(prefix) and name > after:
+                    yield name
+            # A branch that can hold no key with the prefix, or none behind `after`, is not entered.
+            elif (name.startswith(prefix) or prefix.startswith(name)) and (name > after or after.startswith(name)):
+                yield from self._walk(name, prefix=prefix, after=after)
 
     @contextlib.contextmanager
     def _translated(self, key: str) -> Iterator[None]:

@@ -1,18 +1,20 @@
 """A store in this process's memory: for tests and throw-away runs. Nothing survives the process."""
 
+import itertools
 import threading
 from collections.abc import Iterator
+
+from sortedcontainers import SortedSet
 
 from omnifarm.store.base import (
     Object,
     ObjectInfo,
-    already_exists,
     check_conditions,
     check_key,
     check_prefix,
     content_etag,
-    has_changed,
     not_found,
+    require_version,
 )
 
 
@@ -21,6 +23,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}
+        self._keys = SortedSet()
         self._lock = threading.Lock()
 
     @property
@@ -35,10 +38,11 @@ class MemoryStore:
         data = bytes(data)
         with self._lock:
             old = self._objects.get(key)
-            if if_none_match and old is not None:
-                raise already_exists(self.url, key)
-            if if_match is not None and (old is None or content_etag(old) != if_match):
-                raise has_changed(self.url, key)
+            if if_none_match or if_match is not None:
+                found = None if old is None else content_etag(old)
+                require_version(self.url, key, found=found, if_none_match=if_none_match, if_match=if_match)
+            if old is None:
+                self._keys.add(key)
             self._objects[key] = data
         return content_etag(data)
 
@@ -52,18 +56,21 @@ class MemoryStore:
         data = self._find(key)
         return ObjectInfo(key, len(data), content_etag(data))
 
-    def list(self, prefix: str = "") -> Iterator[str]:
+    def list(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> Iterator[str]:
         """See `Store.list`; a snapshot of the moment of the call's first step."""
         check_prefix(prefix)
         with self._lock:
-            keys = sorted(key for key in self._objects if key.startswith(prefix))
+            following = self._keys.irange(max(prefix, after), inclusive=(not after or after < prefix, False))
+            matching = itertools.takewhile(lambda key: key.startswith(prefix), following)
+            keys = list(itertools.islice(matching, limit))
         yield from keys
 
     def delete(self, key: str) -> None:
         """See `Store.delete`."""
         check_key(key)
         with self._lock:
-            self._objects.pop(key, None)
+            if self._objects.pop(key, None) is not None:
+                self._keys.remove(key)
 
     def _find(self, key: str) -> bytes:
         check_key(key)

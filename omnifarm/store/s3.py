@@ -7,6 +7,7 @@ repeated conditional write is refused, the mark tells whether the first try had 
 """
 
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -158,23 +159,25 @@ class S3Store:
 
         return self._try(look, key)
 
-    def list(self, prefix: str = "") -> Iterator[str]:
+    def list(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> Iterator[str]:
         """See `Store.list`; one request per thousand keys, made as the iteration goes on."""
         check_prefix(prefix)
-        token: str | None = None
+        yield from itertools.islice(self._pages(prefix, after=after, limit=limit), limit)
+
+    def _pages(self, prefix: str, *, after: str, limit: int | None) -> Iterator[str]:
+        wish: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        if after:
+            wish["StartAfter"] = self._prefix + after
+        if limit is not None:
+            wish["MaxKeys"] = min(limit, 1000)
         while True:
-            wish: dict[str, Any] = {} if token is None else {"ContinuationToken": token}
-
-            def page(wish: dict[str, Any] = wish) -> Any:
-                return self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **wish)
-
-            answer = self._try(page, prefix)
+            answer: Any = self._try(lambda: self._client.list_objects_v2(**wish), prefix)
             for entry in answer.get("Contents", ()):
                 if not entry["Key"].endswith("/"):  # folder markers of other tools
                     yield entry["Key"][len(self._prefix) :]
-            token = answer.get("NextContinuationToken") if answer.get("IsTruncated") else None
-            if token is None:
+            if not answer.get("IsTruncated") or not answer.get("NextContinuationToken"):
                 return
+            wish["ContinuationToken"] = answer["NextContinuationToken"]
 
     def delete(self, key: str) -> None:
         """See `Store.delete`."""

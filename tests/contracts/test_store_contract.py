@@ -178,6 +178,20 @@ def test_a_prefix_is_text_and_need_not_end_at_a_slash(store: Store) -> None:
     assert list(store.list("nothing/here")) == []
 
 
+def test_a_listing_may_begin_anywhere_and_end_early(store: Store) -> None:
+    keys = ["a", "q/1", "q/3/a", "q/3/b", "q/5", "q0", "qz", "z"]
+    for key in keys:
+        store.put(key, b"")
+    assert list(store.list()) == keys
+    assert list(store.list("q/", after="q/2")) == ["q/3/a", "q/3/b", "q/5"]
+    assert list(store.list("q/", after="q/3/a", limit=2)) == ["q/3/b", "q/5"]
+    assert list(store.list("q/", limit=1)) == ["q/1"]
+    assert list(store.list("q/", after="q/5")) == []
+    assert list(store.list("q", after="b", limit=3)) == ["q/1", "q/3/a", "q/3/b"]
+    assert list(store.list("q", after="q/5")) == ["q0", "qz"]
+    assert list(store.list("q/", after="zz")) == []
+
+
 def test_delete_removes_and_may_be_repeated(store: Store) -> None:
     store.put("a/k", b"")
     store.delete("a/k")

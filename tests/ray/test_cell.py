@@ -88,14 +88,14 @@ def cluster() -> Any:
 def test_a_killed_worker_loses_nothing(cluster: Any, folder: Path, backbone: Backbone, tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     queue = JobQueue(store, clock=SystemClock())
-    jobs = submit_concepts(str(folder), queue=queue, backbone=backbone)
+    submit_concepts(str(folder), queue=queue, backbone=backbone)
     killer = Killer(queue)
     killer.start()
     cluster.run_cell(
         cluster.CellConfig(
             store=str(tmp_path / "store"),
             backbone=backbone.name,
-            job_ids=tuple(job.job_id for job in jobs if not job.state.is_finished),
+            name="cell",
             recipe=backbone.recipe,
             num_workers=2,
             max_failures=3,

@@ -16,6 +16,7 @@ RECORDS = [
     replace(QUEUED, state=JobState.LEASED, lease=LEASE, attempts=1),
     replace(QUEUED, state=JobState.RUNNING, lease=LEASE, step=3),
     replace(QUEUED, state=JobState.COMMITTED, artifact="artifacts/maeve/1/", step=10),
+    replace(QUEUED, state=JobState.CANCELLED, step=2, saved_step=2, priority=0, submission="friday"),
     replace(QUEUED, state=JobState.FAILED, error="bad photo é", traceback="line 1\nline 2"),
 ]
 
@@ -43,18 +44,18 @@ def test_parts_cannot_flow_into_each_other() -> None:
 
 def test_the_json_form_names_version_id_and_state() -> None:
     values = json.loads(QUEUED.encode())
-    assert (values["schema_version"], values["job_id"], values["state"]) == (1, QUEUED.job_id, "queued")
+    assert (values["schema_version"], values["job_id"], values["state"]) == (2, QUEUED.job_id, "queued")
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b'{"schema_version": 1}', b"null"])
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b'{"schema_version": 2}', b"null"])
 def test_other_bytes_are_no_record(data: bytes) -> None:
     with pytest.raises(FarmError, match="job record was expected"):
         JobRecord.decode(data)
 
 
 def test_a_record_of_a_later_release_is_refused() -> None:
-    values = {**QUEUED.to_json(), "schema_version": 2}
-    with pytest.raises(FarmError, match="schema 1 was expected, found 2"):
+    values = {**QUEUED.to_json(), "schema_version": 3}
+    with pytest.raises(FarmError, match="schema 2 was expected, found 3"):
         JobRecord.decode(json.dumps(values).encode())
 
 
@@ -79,11 +80,19 @@ def test_a_record_under_a_foreign_identity_is_refused() -> None:
         {"lease": LEASE},
         {"state": JobState.COMMITTED},
         {"artifact": "a"},
+        {"saved_step": 11},
+        {"priority": 10},
     ],
 )
 def test_a_record_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(FarmError, match="maeve"):
         replace(QUEUED, **change)
+
+
+@pytest.mark.parametrize("submission", ["", "a/b", "ü", "x" * 65])
+def test_a_submission_has_a_plain_name(submission: str) -> None:
+    with pytest.raises(FarmError, match="a submission is named by"):
+        replace(QUEUED, submission=submission)
 
 
 def test_committed_is_final_and_every_state_has_a_row() -> None:
@@ -92,6 +101,6 @@ def test_committed_is_final_and_every_state_has_a_row() -> None:
 
 
 def test_a_move_outside_the_table_says_what_is_allowed() -> None:
-    with pytest.raises(FarmError, match="'maeve' is queued; that leads to leased, not to committed"):
+    with pytest.raises(FarmError, match="'maeve' is queued; that leads to cancelled, leased, queued, not to committed"):
         check_move(QUEUED, to=JobState.COMMITTED)
     check_move(QUEUED, to=JobState.LEASED)

@@ -1,33 +1,44 @@
 import pytest
 
 from omnifarm.errors import ConfigError
-from omnifarm.farm.planner import CellShape, plan_cell
+from omnifarm.farm.planner import CellShape, places_for, plan_cells
 
 
 def test_two_cores_become_two_workers_that_share_the_concepts() -> None:
-    assert plan_cell(num_jobs=6, num_cpus=2) == CellShape(num_workers=2, lanes=3, cpus_per_worker=1, use_gpu=False)
+    assert plan_cells(num_jobs=6, num_cpus=2) == CellShape(num_workers=2, lanes=3, cpus_per_worker=1, use_gpu=False)
 
 
 def test_one_concept_gets_one_worker_with_every_thread() -> None:
-    assert plan_cell(num_jobs=1, num_cpus=4) == CellShape(num_workers=1, lanes=1, cpus_per_worker=4, use_gpu=False)
+    assert plan_cells(num_jobs=1, num_cpus=4) == CellShape(num_workers=1, lanes=1, cpus_per_worker=4, use_gpu=False)
 
 
 def test_every_gpu_is_a_worker() -> None:
-    shape = plan_cell(num_jobs=100, num_cpus=64, num_gpus=8)
+    shape = plan_cells(num_jobs=100, num_cpus=64, num_gpus=8)
     assert (shape.num_workers, shape.lanes, shape.cpus_per_worker, shape.use_gpu) == (8, 8, 8, True)
 
 
 def test_wishes_are_kept() -> None:
-    shape = plan_cell(num_jobs=6, num_cpus=4, workers=3, lanes=1)
+    shape = plan_cells(num_jobs=6, num_cpus=4, workers_per_cell=3, lanes=1)
     assert (shape.num_workers, shape.lanes) == (3, 1)
 
 
 def test_more_workers_than_places_are_refused() -> None:
     with pytest.raises(ConfigError, match="3 workers need 3 CPUs, the cluster has 2"):
-        plan_cell(num_jobs=6, num_cpus=2, workers=3)
+        plan_cells(num_jobs=6, num_cpus=2, workers_per_cell=3)
+
+
+def test_many_places_become_several_cells_of_eight() -> None:
+    assert plan_cells(num_jobs=1000, num_cpus=64).num_workers == 8
+    shape = plan_cells(num_jobs=1000, num_cpus=64, cells=2, workers_per_cell=4)
+    assert (shape.num_workers, shape.cpus_per_worker, shape.lanes) == (4, 8, 8)
+    assert places_for(shape, num_cpus=64, num_gpus=0) == 8
+
+
+def test_two_cells_share_the_places() -> None:
+    assert plan_cells(num_jobs=12, num_cpus=4, cells=2).num_workers == 2
 
 
 @pytest.mark.parametrize("lanes", [0, -1])
 def test_no_lanes_are_refused(lanes: int) -> None:
     with pytest.raises(ConfigError, match="lanes"):
-        plan_cell(num_jobs=6, num_cpus=2, lanes=lanes)
+        plan_cells(num_jobs=6, num_cpus=2, lanes=lanes)

@@ -1,3 +1,5 @@
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -5,12 +7,16 @@ import pytest
 from omnifarm.clock import ManualClock
 from omnifarm.errors import FarmError, NotFoundError, StoreError
 from omnifarm.farm.events import StoreEvents
-from omnifarm.farm.job import JobIdentity, JobRecord, JobState, LeaseLostError
+from omnifarm.farm.index import LATER, READY
+from omnifarm.farm.job import JobIdentity, JobRecord, JobState, LeaseLostError, pool_of
+from omnifarm.farm.overview import QueueSummary, glance
 from omnifarm.farm.policy import RetryPolicy
 from omnifarm.farm.queue import JobQueue
+from omnifarm.store.base import Object
 from omnifarm.store.memory import MemoryStore
 
 TTL_S = 60.0
+POOL = pool_of(recipe_digest="r", backbone_fingerprint="b")
 
 
 class FlakyStore(MemoryStore):
@@ -26,6 +32,28 @@ class FlakyStore(MemoryStore):
             self.lost_answers -= 1
             raise StoreError("the answer was lost")
         return etag
+
+
+class CountingStore(MemoryStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests = 0
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        self.requests += 1
+        return super().put(key, data, if_none_match=if_none_match, if_match=if_match)
+
+    def get(self, key: str) -> Object:
+        self.requests += 1
+        return super().get(key)
+
+    def list(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> Iterator[str]:
+        self.requests += 1
+        return super().list(prefix, after=after, limit=limit)
+
+    def delete(self, key: str) -> None:
+        self.requests += 1
+        super().delete(key)
 
 
 class Recorder:
@@ -48,7 +76,7 @@ def store() -> FlakyStore:
 
 @pytest.fixture
 def queue(store: FlakyStore, clock: ManualClock) -> JobQueue:
-    return JobQueue(store, clock=clock, policy=RetryPolicy(max_attempts=3, first_delay_s=10, max_delay_s=100))
+    return JobQueue(store, clock=clock, policy=RetryPolicy(max_strikes=3, first_delay_s=10, max_delay_s=100))
 
 
 def submit(queue: JobQueue, name: str = "maeve", **more: Any) -> JobRecord:
@@ -57,7 +85,7 @@ def submit(queue: JobQueue, name: str = "maeve", **more: Any) -> JobRecord:
 
 
 def lease(queue: JobQueue, worker: str = "w1") -> JobRecord:
-    (record,) = queue.lease_next(worker, ttl_s=TTL_S)
+    (record,) = queue.lease_next(worker, pool=POOL, ttl_s=TTL_S)
     return record
 
 
@@ -85,13 +113,13 @@ def test_a_committed_job_is_not_leased_again(queue: JobQueue, store: FlakyStore,
     queue.complete(lease(queue), artifact="a")
     clock.advance_s(1e6)
     submit(queue)
-    assert queue.lease_next("w2", ttl_s=TTL_S) == []
-    assert JobQueue(store, clock=clock).lease_next("w2", ttl_s=TTL_S) == []
+    assert queue.lease_next("w2", pool=POOL, ttl_s=TTL_S) == []
+    assert JobQueue(store, clock=clock).lease_next("w2", pool=POOL, ttl_s=TTL_S) == []
 
 
 def test_bad_data_at_submission_is_a_failed_record(queue: JobQueue) -> None:
     submit(queue, error="photo 3 is not an image")
-    assert queue.lease_next("w1", ttl_s=TTL_S) == []
+    assert queue.lease_next("w1", pool=POOL, ttl_s=TTL_S) == []
     (record,) = queue.list()
     assert (record.state, record.error) == (JobState.FAILED, "photo 3 is not an image")
 
@@ -101,7 +129,7 @@ def test_a_live_lease_keeps_others_away(queue: JobQueue, clock: ManualClock) -> 
     held = lease(queue)
     for _ in range(5):
         clock.advance_s(TTL_S - 1)
-        assert queue.lease_next("w2", ttl_s=TTL_S) == []
+        assert queue.lease_next("w2", pool=POOL, ttl_s=TTL_S) == []
         held = queue.heartbeat(held, step=1, ttl_s=TTL_S)
 
 
@@ -136,7 +164,7 @@ def test_a_late_worker_may_go_on_while_nobody_took_over(queue: JobQueue, clock: 
     held = lease(queue)
     clock.advance_s(10 * TTL_S)
     held = queue.heartbeat(held, step=2, ttl_s=TTL_S)
-    assert queue.lease_next("w2", ttl_s=TTL_S) == []
+    assert queue.lease_next("w2", pool=POOL, ttl_s=TTL_S) == []
     queue.complete(held, artifact="a")
 
 
@@ -162,12 +190,12 @@ def test_a_failed_attempt_rests_and_then_counts(queue: JobQueue, clock: ManualCl
     for attempt in (1, 2):
         after = queue.fail(lease(queue), reason="out of memory", retryable=True, traceback="tb")
         assert (after.state, after.attempts, after.error) == (JobState.QUEUED, attempt, "out of memory")
-        assert queue.lease_next("w1", ttl_s=TTL_S) == []
-        clock.advance_s(10 * 2 ** (attempt - 1))
+        assert queue.lease_next("w1", pool=POOL, ttl_s=TTL_S) == []
+        clock.advance_s(20)
     last = queue.fail(lease(queue), reason="again", retryable=True, traceback="tb")
     assert (last.state, last.attempts, last.traceback) == (JobState.FAILED, 3, "tb")
     clock.advance_s(1e6)
-    assert queue.lease_next("w1", ttl_s=TTL_S) == []
+    assert queue.lease_next("w1", pool=POOL, ttl_s=TTL_S) == []
 
 
 def test_what_a_retry_cannot_heal_fails_at_once(queue: JobQueue) -> None:
@@ -180,10 +208,10 @@ def test_a_job_that_kills_its_workers_is_given_up(queue: JobQueue, clock: Manual
     for _ in range(3):
         lease(queue)
         clock.advance_s(TTL_S)
-    assert queue.lease_next("w1", ttl_s=TTL_S) == []
+    assert queue.lease_next("w1", pool=POOL, ttl_s=TTL_S) == []
     (record,) = queue.list()
     assert record.state is JobState.FAILED
-    assert "given up after 3 attempts" in str(record.error)
+    assert "given up: w1" in str(record.error)
 
 
 def test_a_person_may_retry_a_failed_job(queue: JobQueue) -> None:
@@ -194,31 +222,124 @@ def test_a_person_may_retry_a_failed_job(queue: JobQueue) -> None:
     assert lease(queue).error == "no photo"
 
 
-def test_max_and_job_ids_bound_what_is_leased(queue: JobQueue) -> None:
-    ids = [submit(queue, f"c{number}").job_id for number in range(6)]
-    assert {r.job_id for r in queue.lease_next("w1", ttl_s=TTL_S, max=2, job_ids=ids[:3])} < set(ids[:3])
-    assert len(queue.lease_next("w1", ttl_s=TTL_S, max=99)) == 4
-    assert queue.lease_next("w1", ttl_s=TTL_S, max=0) == []
-    assert queue.lease_next("w1", ttl_s=TTL_S, job_ids=["unknown"]) == []
+def test_max_and_pool_bound_what_is_leased(queue: JobQueue) -> None:
+    for number in range(6):
+        submit(queue, f"c{number}")
+    assert queue.lease_next("w1", pool=POOL, ttl_s=TTL_S, max=0) == []
+    assert queue.lease_next("w1", pool="another", ttl_s=TTL_S, max=9) == []
+    assert len(queue.lease_next("w1", pool=POOL, ttl_s=TTL_S, max=2)) == 2
+    assert len(queue.lease_next("w1", pool=POOL, ttl_s=TTL_S, max=99)) == 4
+    assert queue.is_drained("another")
+    assert not queue.is_drained(POOL)
+
+
+def test_a_higher_priority_comes_first_also_when_it_is_raised_later(queue: JobQueue, clock: ManualClock) -> None:
+    for number in range(20):
+        submit(queue, f"low{number}", priority=1)
+    submit(queue, "high", priority=7)
+    assert lease(queue).name == "high"
+    submit(queue, "low7", priority=9, submission="hurry")
+    clock.advance_s(5)
+    assert lease(queue, "w2").name == "low7"
+
+
+def test_submissions_of_one_priority_take_even_turns_however_long_they_are(queue: JobQueue) -> None:
+    for number in range(300):
+        submit(queue, f"a{number}", submission="long")
+    for number in range(60):
+        submit(queue, f"b{number}", submission="short")
+    first = [lease(queue).submission for _ in range(60)]
+    assert 18 <= first.count("short") <= 42
+    assert len(queue.lease_next("w1", pool=POOL, ttl_s=TTL_S, max=999)) == 300
+
+
+def test_an_attempt_that_got_a_checkpoint_further_is_no_strike(queue: JobQueue, clock: ManualClock) -> None:
+    submit(queue)
+    for step in range(1, 8):
+        queue.heartbeat(lease(queue), step=step, saved_step=step, ttl_s=TTL_S)
+        clock.advance_s(TTL_S)
+    record = queue.heartbeat(lease(queue), step=7, saved_step=7, ttl_s=TTL_S)
+    assert (record.attempts, record.strikes) == (8, 0)
+    for strikes in (1, 2):
+        clock.advance_s(TTL_S)
+        assert lease(queue).strikes == strikes
+    clock.advance_s(TTL_S)
+    assert queue.lease_next("w1", pool=POOL, ttl_s=TTL_S) == []
+    assert queue.list()[0].state is JobState.FAILED
+
+
+def test_a_cancelled_job_is_taken_from_its_worker_and_may_be_queued_again(queue: JobQueue, clock: ManualClock) -> None:
+    waiting, _ = submit(queue, "a"), submit(queue, "b")
+    queue.cancel(waiting.job_id)
+    held = lease(queue)
+    assert held.name == "b"
+    assert queue.cancel(held.job_id).state is JobState.CANCELLED
+    with pytest.raises(LeaseLostError, match="now cancelled"):
+        queue.heartbeat(held, step=1, ttl_s=TTL_S)
+    assert queue.is_drained(POOL)
+    assert queue.retry(held.job_id).state is JobState.QUEUED
+    done = queue.complete(lease(queue), artifact="a")
+    assert queue.cancel(done.job_id) == done
+
+
+def test_leasing_costs_the_same_however_many_wait(clock: ManualClock) -> None:
+    def requests(num_jobs: int) -> int:
+        store = CountingStore()
+        queue = JobQueue(store, clock=clock, chance=random.Random(0))
+        for number in range(num_jobs):
+            submit(queue, f"c{number}")
+        store.requests = 0
+        for worker in range(20):
+            lease(queue, f"w{worker}")
+            clock.advance_s(1)
+        return store.requests
+
+    assert requests(2000) <= requests(200) + 4
+
+
+def test_a_move_that_was_broken_off_is_finished_by_whoever_finds_it(store: FlakyStore, clock: ManualClock) -> None:
+    queue = JobQueue(store, clock=clock)
+    submit(queue)
+    (entry,) = queue.index.entries(READY)
+    held = lease(queue)
+    queue.index.write(entry)  # as if the worker had died before it deleted it
+    assert queue.lease_next("w2", pool=POOL, ttl_s=TTL_S) == []
+    assert list(queue.index.entries(READY)) == []
+    assert [found.job_id for found in queue.index.entries(LATER)] == [held.job_id]
+
+
+def test_the_index_alone_tells_how_the_queue_stands(queue: JobQueue) -> None:
+    for number in range(5):
+        submit(queue, f"c{number}")
+    submit(queue, "bad", error="no photo")
+    first, second, third = queue.lease_next("w1", pool=POOL, ttl_s=TTL_S, max=3)
+    queue.complete(first, artifact="a")
+    queue.heartbeat(second, step=3, ttl_s=TTL_S)
+    queue.fail(third, reason="oom", retryable=True)
+    seen = glance(queue).to_json()
+    assert seen == {
+        "jobs": 6, "ready": 2, "held": 1, "resting": 1, "failed": 1, "finished": 2, "steps_of_held": 3,
+    }  # fmt: skip
 
 
 def test_the_summary_counts_states_and_steps(queue: JobQueue) -> None:
     for name in ("a", "b", "c", "d"):
         submit(queue, name)
-    first, second, third = queue.lease_next("w1", ttl_s=TTL_S, max=3)
+    first, second, third = queue.lease_next("w1", pool=POOL, ttl_s=TTL_S, max=3)
     queue.complete(first, artifact="x")
     queue.heartbeat(second, step=4, ttl_s=TTL_S)
     queue.fail(third, reason="bad", retryable=False)
-    summary = queue.summary()
+    summary = QueueSummary.of(queue.list())
     assert {state.value: n for state, n in summary.counts.items()} == {
         "queued": 1,
         "leased": 0,
         "running": 1,
         "committed": 1,
         "failed": 1,
+        "cancelled": 0,
     }
     assert (summary.total, summary.steps_done, summary.steps_total, summary.is_finished) == (4, 14, 30, False)
-    assert queue.summary([first.job_id, third.job_id]).is_finished
+    assert QueueSummary.of(queue.list([first.job_id, third.job_id])).is_finished
     assert [record.name for record in queue.list()] == ["a", "b", "c", "d"]
 
 
@@ -251,7 +372,7 @@ def test_a_record_nobody_leased_cannot_be_worked_on(queue: JobQueue) -> None:
 
 def test_a_lease_without_duration_is_refused(queue: JobQueue) -> None:
     with pytest.raises(FarmError, match="longer than 0 s"):
-        queue.lease_next("w", ttl_s=0)
+        queue.lease_next("w", pool=POOL, ttl_s=0)
 
 
 def test_every_move_is_one_event(store: FlakyStore, clock: ManualClock) -> None:

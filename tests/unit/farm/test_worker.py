@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -7,11 +7,13 @@ import torch
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.clock import ManualClock
 from omnifarm.concept.repository import ConceptRepository
-from omnifarm.errors import ConfigError
+from omnifarm.errors import ConfigError, StoreError
+from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
 from omnifarm.farm.worker import CHECKPOINTS, Worker, WorkerSettings
+from omnifarm.store.base import Object
 from omnifarm.store.memory import MemoryStore
 from omnifarm.training.workbench import Workbench
 from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE, write_concepts
@@ -64,7 +66,6 @@ def make_worker(
             store=store,
             workbench=Workbench(loaded, clock=clock),
             recipe=backbone.recipe,
-            job_ids=[job.job_id for job in jobs],
             settings=WorkerSettings(**{"lanes": 2, **settings}),  # type: ignore[arg-type]
             clock=clock,
         )
@@ -128,12 +129,12 @@ def test_a_dead_workers_concepts_go_on_from_their_checkpoints_to_the_same_result
 ) -> None:
     make_worker("whole").run()
     expected = {name: soft_tokens(store, backbone, name) for name in ("ada", "bob")}
-    for key in [*store.list("jobs/"), *store.list("artifacts/")]:
+    for key in [*store.list()]:
         store.delete(key)
 
     submit_concepts(str(folder), queue=queue, backbone=backbone)
     dead = make_worker("dead", checkpoint_s=0.001, heartbeat_s=0.001, lease_s=10)
-    dead._lease()
+    dead._look()
     for _ in range(3):
         clock.advance_s(0.01)
         dead.step()
@@ -151,13 +152,14 @@ def test_a_worker_that_lost_its_leases_commits_nothing(
     make_worker: MakeWorker, store: MemoryStore, queue: JobQueue, clock: ManualClock
 ) -> None:
     slow = make_worker("slow", lease_s=10, heartbeat_s=1000 / 300)
-    slow._lease()
+    slow._look()
     for _ in range(5):
         slow.step()
     clock.advance_s(11)
-    taken = queue.lease_next("other", ttl_s=1000, max=2)
+    taken = queue.lease_next("other", pool=queue.list()[0].identity.pool, ttl_s=1000, max=2)
     assert len(taken) == 2
     slow.step()
+    slow._commit()
     assert slow._held == {}
     assert list(store.list("artifacts/")) == []
     assert {record.lease.worker for record in taken if record.lease} == {"other"}
@@ -167,7 +169,7 @@ def test_a_lane_that_diverges_fails_with_its_reason(
     make_worker: MakeWorker, queue: JobQueue, store: MemoryStore
 ) -> None:
     worker = make_worker("w")
-    worker._lease()
+    worker._look()
     with torch.no_grad():
         worker._held["ada"].lane.soft.fill_(float("nan"))
     worker.run()
@@ -186,6 +188,100 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert by_name(queue)["ada"].state is JobState.COMMITTED
 
 
-def test_heartbeats_must_fit_the_lease() -> None:
+class AwayStore(MemoryStore):
+    """Answers nothing for a while."""
+
+    is_away = False
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        self._refuse()
+        return super().put(key, data, if_none_match=if_none_match, if_match=if_match)
+
+    def get(self, key: str) -> Object:
+        self._refuse()
+        return super().get(key)
+
+    def list(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> Iterator[str]:
+        self._refuse()
+        return super().list(prefix, after=after, limit=limit)
+
+    def _refuse(self) -> None:
+        if self.is_away:
+            raise StoreError("the store is away")
+
+
+def test_a_store_that_is_away_for_a_while_stops_no_training(
+    folder: Path, clock: ManualClock, backbone: Backbone, loaded: LoadedBackbone
+) -> None:
+    store = AwayStore()
+    queue = JobQueue(store, clock=clock)
+    submit_concepts(str(folder), queue=queue, backbone=backbone, only=["ada"])
+    settings = WorkerSettings(heartbeat_s=0.001, checkpoint_s=0.001, lease_s=10, patience_s=60)
+    worker = Worker(
+        "w",
+        store=store,
+        workbench=Workbench(loaded, clock=clock),
+        recipe=backbone.recipe,
+        settings=settings,
+        clock=clock,
+    )
+    worker._look()
+    store.is_away = True
+    for _ in range(6):
+        clock.advance_s(5)
+        worker.step()
+        worker._commit()
+    assert queue_state(store, queue) == {"ada": JobState.RUNNING}
+    clock.advance_s(61)
+    with pytest.raises(StoreError, match="away"):
+        worker._commit()
+    store.is_away = False
+    worker.run()
+    assert queue_state(store, queue) == {"ada": JobState.COMMITTED}
+    assert queue.list()[0].attempts == 1
+
+
+def queue_state(store: AwayStore, queue: JobQueue) -> dict[str, JobState]:
+    was, store.is_away = store.is_away, False
+    try:
+        return {record.name: record.state for record in queue.list()}
+    finally:
+        store.is_away = was
+
+
+def test_a_worker_told_to_stop_saves_and_gives_everything_back(
+    make_worker: MakeWorker, store: MemoryStore, queue: JobQueue
+) -> None:
+    worker = make_worker("w")
+    worker._look()
+    worker.step()
+    FarmControl(store).order(Order.STOP)
+    worker._look()
+    worker.run()
+    records = by_name(queue)
+    assert {records[name].state for name in ("ada", "bob")} == {JobState.QUEUED}
+    assert (records["ada"].saved_step, records["ada"].attempts, records["ada"].strikes) == (1, 0, 0)
+    FarmControl(store).resume()
+    make_worker("w2").run()
+    assert by_name(queue)["ada"].state is JobState.COMMITTED
+
+
+def test_a_drained_farm_finishes_what_it_holds_and_takes_nothing_new(
+    make_worker: MakeWorker, store: MemoryStore, queue: JobQueue
+) -> None:
+    worker = make_worker("w", lanes=1)
+    worker._look()
+    FarmControl(store).order(Order.DRAIN)
+    worker.run()
+    states = sorted(record.state.value for record in queue.list() if record.name != "eve")
+    assert states == ["committed", "queued"]
+
+
+def test_a_deadline_is_an_order_to_stop(make_worker: MakeWorker, queue: JobQueue, clock: ManualClock) -> None:
+    make_worker("w", stop_at_s=clock.now_s()).run()
+    assert all(not record.attempts for record in queue.list())
+
+
+def test_heartbeats_must_fit_the_look() -> None:
     with pytest.raises(ConfigError, match="heartbeat_s"):
         WorkerSettings(lease_s=10, heartbeat_s=9)

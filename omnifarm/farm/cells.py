@@ -1,0 +1,238 @@
+"""A driver's cells: as many as its share of the cluster and its waiting concepts call for, at every moment.
+
+    look -> demand -> share -> start cells, or tell cells to stop -> look again
+
+Cells come and go while the job runs: nodes join or die, other drivers start or finish, a cell fails and is replaced.
+A cell that is told to stop saves its lanes and gives them back, so another goes on with them. Decisions are made in
+`decide`, a function over numbers; `CellFleet` carries them out. Knows no Ray: a cell is a callable that returns when
+the cell has ended.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from omnifarm.clock import Clock
+from omnifarm.errors import FarmError, OmniFarmError, StoreError
+from omnifarm.farm.control import FarmControl, Order
+from omnifarm.farm.index import LATER, READY
+from omnifarm.farm.metrics import Metrics, NoMetrics
+from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.sharing import Demand, DriverRegistry, fair_shares
+from omnifarm.logs import event
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FleetPlan:
+    """What a driver may run."""
+
+    pool: str
+    """Which jobs its cells train."""
+    workers_per_cell: int
+    """Workers of a whole cell."""
+    lanes: int
+    """Concepts a worker trains side by side."""
+    max_cells: int | None = None
+    """Most cells at a time; None for as many as fit."""
+    priority: int = 5
+    """Weight of this driver among others, 0 to 9."""
+    max_failures: int = 20
+    """Cells that may fail before the driver gives up."""
+    look_s: float = 2.0
+    """Seconds between looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do with cells now."""
+
+    start: tuple[int, ...]
+    """Sizes, in workers, of cells to start."""
+    stop: tuple[str, ...]
+    """Cells to stop."""
+
+
+def decide(
+    running: Sequence[tuple[str, int]], *, share: int, wanted: int, is_contested: bool, plan: FleetPlan
+) -> Decision:
+    """Choose cells to start and to stop.
+
+    Args:
+        running: Name and workers of every cell that runs and was not told to stop, oldest first.
+        share: Workers this driver may have.
+        wanted: Workers it has concepts for.
+        is_contested: Whether somebody else could use what it has beyond its share, or the cluster has shrunk. If not,
+            cells whose concepts get fewer are left alone until they end.
+        plan: Limits.
+    """
+    total = sum(size for _, size in running)
+    stop: list[str] = []
+    if is_contested:
+        for name, size in reversed(running):
+            if total <= share:
+                break
+            stop.append(name)
+            total -= size
+    start: list[int] = []
+    target = min(share, wanted)
+    count = len(running) - len(stop)
+    while total < target and not stop and (plan.max_cells is None or count < plan.max_cells):
+        size = min(plan.workers_per_cell, target - total)
+        start.append(size)
+        total += size
+        count += 1
+    return Decision(tuple(start), tuple(stop))
+
+
+@dataclass
+class _Cell:
+    name: str
+    size: int
+    thread: threading.Thread
+    error: list[OmniFarmError] = field(default_factory=list)
+    is_stopping: bool = False
+
+
+class CellFleet:
+    """The cells of one driver.
+
+    Args:
+        driver: Its name, unique among drivers.
+        plan: What it may run.
+        queue: The farm's queue.
+        control: How cells are told to stop.
+        registry: The demands of all drivers.
+        capacity: Returns how many workers the cluster can hold now.
+        run_cell: Runs a cell of (name, workers) until it ends; raises FarmError when it breaks.
+        clock: Time.
+        metrics: Where numbers go.
+    """
+
+    def __init__(
+        self,
+        driver: str,
+        *,
+        plan: FleetPlan,
+        queue: JobQueue,
+        control: FarmControl,
+        registry: DriverRegistry,
+        capacity: Callable[[], int],
+        run_cell: Callable[[str, int], None],
+        clock: Clock,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._driver = driver
+        self._plan = plan
+        self._queue = queue
+        self._control = control
+        self._registry = registry
+        self._capacity = capacity
+        self._run_cell = run_cell
+        self._clock = clock
+        self._metrics = metrics or NoMetrics()
+        self._cells: list[_Cell] = []
+        self._stopped: list[str] = []
+        self._num_started = 0
+        self._num_failures = 0
+
+    def run(self, *, is_over: Callable[[], bool]) -> None:
+        """Keep cells running until `is_over` or the pool has nothing left to do, or the farm is told to stop.
+
+        Raises:
+            FarmError: More cells failed than the plan allows.
+        """
+        try:
+            while True:
+                try:
+                    if self._is_done(is_over):
+                        break
+                    self._adjust()
+                except StoreError as error:
+                    # Workers have patience with the store; so has their driver.
+                    event(_logger, "driver_without_store", level=logging.WARNING, error=str(error))
+                self._clock.sleep_s(self._plan.look_s)
+            self._end_cells()
+        finally:
+            self._leave()
+
+    def _is_done(self, is_over: Callable[[], bool]) -> bool:
+        self._reap()
+        order = self._control.present()
+        if order is Order.STOP or (order is Order.DRAIN and not self._cells):
+            return True
+        return is_over() or self._queue.is_drained(self._plan.pool)
+
+    def _adjust(self) -> None:
+        """Look once, and start or stop cells."""
+        capacity = self._capacity()
+        wanted = self._wanted(capacity)
+        self._registry.announce(self._driver, Demand(workers=wanted, priority=self._plan.priority))
+        demands = self._registry.present()
+        share = fair_shares(capacity, demands).get(self._driver, 0)
+        running = [(cell.name, cell.size) for cell in self._cells if not cell.is_stopping]
+        is_contested = len(demands) > 1 or sum(size for _, size in running) > capacity
+        decision = decide(running, share=share, wanted=wanted, is_contested=is_contested, plan=self._plan)
+        for name in decision.stop:
+            self._stop(name)
+        for size in decision.start:
+            self._start(size)
+        self._metrics.gauge("omnifarm_cells", len(self._cells))
+
+    def _wanted(self, capacity: int) -> int:
+        """Return for how many workers there are concepts, as far as that matters for `capacity`."""
+        most = max(1, capacity) * self._plan.lanes
+        index, pool = self._queue.index, self._plan.pool
+        unfinished = sum(index.count_up_to(most, kind, pool=pool) for kind in (READY, LATER))
+        return -(-min(most, unfinished) // self._plan.lanes)
+
+    def _start(self, size: int) -> None:
+        name = f"{self._driver}-{self._num_started}"
+        self._num_started += 1
+        cell = _Cell(name=name, size=size, thread=threading.Thread(target=lambda: self._work(cell), daemon=True))
+        self._cells.append(cell)
+        event(_logger, "cell_started", cell=name, workers=size)
+        cell.thread.start()
+
+    def _work(self, cell: _Cell) -> None:
+        try:
+            self._run_cell(cell.name, cell.size)
+        except OmniFarmError as error:
+            cell.error.append(error)
+
+    def _stop(self, name: str) -> None:
+        event(_logger, "cell_told_to_stop", cell=name)
+        self._control.order(Order.STOP, cell=name)
+        self._stopped.append(name)
+        for cell in self._cells:
+            cell.is_stopping |= cell.name == name
+
+    def _reap(self) -> None:
+        """Forget cells that have ended; count those that broke."""
+        for cell in [cell for cell in self._cells if not cell.thread.is_alive()]:
+            self._cells.remove(cell)
+            for error in cell.error:
+                self._num_failures += 1
+                event(_logger, "cell_failed", level=logging.WARNING, cell=cell.name, error=str(error))
+                if self._num_failures > self._plan.max_failures:
+                    raise FarmError(f"{self._num_failures} cells failed, the last because: {error}") from error
+
+    def _end_cells(self) -> None:
+        """Wait for cells that have nothing left to do; tell those to stop that still work for others."""
+        is_drained = self._queue.is_drained(self._plan.pool)
+        for cell in list(self._cells):
+            if not is_drained and not cell.is_stopping:
+                self._stop(cell.name)
+        for cell in self._cells:
+            # A cell that cannot be placed any more never ends; it goes with this process.
+            cell.thread.join(timeout=60)
+
+    def _leave(self) -> None:
+        try:
+            self._registry.leave(self._driver)
+            for name in self._stopped:
+                self._control.resume(cell=name)
+        except StoreError as error:
+            event(_logger, "driver_left_without_word", level=logging.WARNING, error=str(error))

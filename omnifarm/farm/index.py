@@ -1,0 +1,124 @@
+"""The queue's index: empty objects whose keys say where to look, so that finding work costs the same at any length.
+
+    ready/<pool>/<9 - priority>/<submission's digest>/<job id>.<placement>     queued, and may be leased now
+    later/<pool>/<job id>.<placement>                                 held by a worker, or resting: look now and then
+    failed/<pool>/<job id>.<placement>                                given up
+
+Records are the truth, entries are hints to it. A placement is random and new for every stay of a job in a place, so a
+late deletion never meets a later stay, and one rule keeps every unfinished job findable through any crash: write the
+entry of the newest placement seen, then delete another one, never the other way round. Whoever meets an entry that its
+record has left behind finishes that move (`JobRecords.mend`).
+"""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.store.base import Store
+
+READY, LATER, FAILED = "ready/", "later/", "failed/"
+_MAX_SUBMISSIONS = 16
+_JOB_ID_DIGITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A hint: there is, or was, something to do for this job."""
+
+    key: str
+    """Its key, without the queue's prefix."""
+
+    @property
+    def job_id(self) -> str:
+        """The job."""
+        return self.key.rpartition("/")[2].partition(".")[0]
+
+
+def folder_of(record: JobRecord) -> str | None:
+    """Return where a job is to be filed, None for jobs with which nothing is left to do."""
+    if record.state is JobState.QUEUED and record.not_before_s == 0.0:
+        # Folders of one width sort alike in every store.
+        submission = hashlib.sha256(record.submission.encode()).hexdigest()[:12]
+        return f"{READY}{record.identity.pool}/{9 - record.priority}/{submission}/"
+    if not record.state.is_finished:
+        return f"{LATER}{record.identity.pool}/"
+    return f"{FAILED}{record.identity.pool}/" if record.state is JobState.FAILED else None
+
+
+def entry_of(record: JobRecord) -> Entry | None:
+    """Return the entry under which a job is filed, if any."""
+    folder = folder_of(record)
+    return None if folder is None else Entry(f"{folder}{record.job_id}.{record.placement}")
+
+
+class JobIndex:
+    """Reads and writes entries. Holds no state; safe to share.
+
+    Args:
+        store: Where they lie.
+        prefix: Put before every key.
+        chance: Where to look first, so that workers seldom meet.
+    """
+
+    def __init__(self, store: Store, *, prefix: str, chance: random.Random) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._chance = chance
+
+    def write(self, entry: Entry) -> None:
+        """Write an entry; safe to repeat."""
+        self._store.put(self._prefix + entry.key, b"")
+
+    def delete(self, entry: Entry) -> None:
+        """Delete an entry; safe to repeat."""
+        self._store.delete(self._prefix + entry.key)
+
+    def urgent_submissions(self, pool: str) -> list[str]:
+        """Return the folders of submissions with ready jobs of the highest priority there is, at most 16 of them.
+
+        One request per submission and one more: each listing asks for one key behind the last submission found.
+        """
+        folder, after, found = f"{READY}{pool}/", "", list[str]()
+        while len(found) < _MAX_SUBMISSIONS:
+            key = next(iter(self._list(folder, after=after, limit=1)), None)
+            if key is None:
+                break
+            submission = key.rpartition("/")[0] + "/"
+            if found and submission.split("/")[2] != found[0].split("/")[2]:
+                break
+            found.append(submission)
+            # "0" is the character behind "/": everything of this submission is passed over.
+            after = submission[:-1] + "0"
+        return found
+
+    def window(self, folder: str, *, size: int) -> list[Entry]:
+        """Return up to `size` neighbouring entries of a folder, beginning at a random one; one or two requests."""
+        start = folder + f"{self._chance.getrandbits(4 * _JOB_ID_DIGITS):0{_JOB_ID_DIGITS}x}"
+        keys = list(self._list(folder, after=start, limit=size))
+        if len(keys) < size:
+            keys += [key for key in self._list(folder, limit=size - len(keys)) if key <= start]
+        return [Entry(key) for key in keys]
+
+    def entries(self, kind: str, *, pool: str | None = None) -> Iterator[Entry]:
+        """Yield every entry of a kind (READY, LATER or FAILED), one request per thousand.
+
+        Args:
+            kind: Which.
+            pool: Only those of this pool.
+        """
+        return (Entry(key) for key in self._list(kind if pool is None else f"{kind}{pool}/"))
+
+    def count_up_to(self, most: int, kind: str, *, pool: str) -> int:
+        """Return how many entries of a kind a pool has, or `most` if there are more."""
+        return sum(1 for _ in self._list(f"{kind}{pool}/", limit=most))
+
+    def is_empty(self, pool: str) -> bool:
+        """Whether no job of a pool is ready, held or resting; two small requests."""
+        return all(not list(self._list(f"{kind}{pool}/", limit=1)) for kind in (READY, LATER))
+
+    def _list(self, folder: str, *, after: str = "", limit: int | None = None) -> Iterator[str]:
+        start = self._prefix + after if after else ""
+        for key in self._store.list(self._prefix + folder, after=start, limit=limit):
+            yield key[len(self._prefix) :]

@@ -1,0 +1,89 @@
+"""How a queue stands: exactly, from every record; or at a glance, from the index, however long the queue is."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from omnifarm.farm.index import FAILED, LATER, READY
+from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.queue import JobQueue
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueSummary:
+    """Counts over records."""
+
+    counts: Mapping[JobState, int]
+    """Jobs in each state; every state is present."""
+    steps_done: int
+    """Steps reported, over all jobs that may still be learned or are (committed jobs count whole)."""
+    steps_total: int
+    """Steps of all jobs that have not failed and are not cancelled."""
+
+    @classmethod
+    def of(cls, records: Iterable[JobRecord]) -> Self:
+        """Summarise records."""
+        records = list(records)
+        found = Counter(record.state for record in records)
+        alive = [record for record in records if record.state not in (JobState.FAILED, JobState.CANCELLED)]
+        return cls(
+            counts={state: found[state] for state in JobState},
+            steps_done=sum(r.num_steps if r.state is JobState.COMMITTED else r.step for r in alive),
+            steps_total=sum(r.num_steps for r in alive),
+        )
+
+    @property
+    def total(self) -> int:
+        """Number of jobs."""
+        return sum(self.counts.values())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no worker has anything left to do."""
+        return all(state.is_finished or not count for state, count in self.counts.items())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueGlance:
+    """A queue as its index shows it: one request per thousand jobs and one per held job."""
+
+    jobs: int
+    """Records."""
+    ready: int
+    """Jobs that may be leased now."""
+    held: tuple[JobRecord, ...]
+    """Records held by workers."""
+    resting: int
+    """Jobs that wait out a rest after a failed attempt."""
+    failed: int
+    """Jobs given up."""
+
+    @property
+    def finished(self) -> int:
+        """Jobs with nothing left to do: committed, failed or cancelled."""
+        return self.jobs - self.ready - len(self.held) - self.resting
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON values."""
+        return {
+            "jobs": self.jobs,
+            "ready": self.ready,
+            "held": len(self.held),
+            "resting": self.resting,
+            "failed": self.failed,
+            "finished": self.finished,
+            "steps_of_held": sum(record.step for record in self.held),
+        }
+
+
+def glance(queue: JobQueue) -> QueueGlance:
+    """Look at a queue through its index. What moves during the look may be counted twice or not at all."""
+    later = queue.list(entry.job_id for entry in queue.index.entries(LATER))
+    return QueueGlance(
+        jobs=len(queue.records.ids()),
+        ready=sum(1 for _ in queue.index.entries(READY)),
+        held=tuple(record for record in later if record.state.is_held),
+        resting=sum(record.state is JobState.QUEUED for record in later),
+        failed=sum(1 for _ in queue.index.entries(FAILED)),
+    )

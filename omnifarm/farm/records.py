@@ -1,0 +1,172 @@
+"""Job records in a store: read whole, changed by compare-and-swap, and filed in the index as they change.
+
+Knows how a record changes safely, not who may change what; that is `farm/queue.py`.
+"""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from omnifarm.clock import Clock
+from omnifarm.errors import FarmError, NotFoundError, PreconditionError
+from omnifarm.farm.index import Entry, JobIndex, entry_of, folder_of
+from omnifarm.farm.job import JobRecord, check_move
+from omnifarm.store.base import Store
+
+RECORDS = "jobs/"
+"""Keys of all job records begin with this."""
+INDEX = "queue/"
+"""Keys of all index entries begin with this."""
+
+_MAX_SWAPS = 100
+_MAX_REMEMBERED = 10_000
+_NUM_READERS = 16
+# Spelled here because inside the class `list` is a method.
+_Records = list[JobRecord]
+_Ids = list[str]
+
+
+class JobRecords:
+    """The records of one store. Remembers the versions of held records that it wrote, to save reading them again.
+
+    Args:
+        store: Where they lie.
+        clock: Stamps changes.
+        chance: For placements, and for where to look in the index.
+    """
+
+    def __init__(self, store: Store, *, clock: Clock, chance: random.Random) -> None:
+        self._store = store
+        self._clock = clock
+        self._chance = chance
+        self.index = JobIndex(store, prefix=INDEX, chance=chance)
+        self._versions: dict[str, tuple[int, str]] = {}
+
+    def read(self, job_id: str) -> tuple[JobRecord, str]:
+        """Return a record and its etag.
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+        found = self._store.get(_key(job_id))
+        return JobRecord.decode(found.data), found.etag
+
+    def list(self, job_ids: Iterable[str] | None = None) -> _Records:
+        """Return the records of `job_ids` (default: all) that exist, by name, then id."""
+        ids = list(dict.fromkeys(job_ids)) if job_ids is not None else self.ids()
+
+        def read(job_id: str) -> JobRecord | None:
+            with contextlib.suppress(NotFoundError):  # deleted since it was listed
+                return self.read(job_id)[0]
+            return None
+
+        with ThreadPoolExecutor(_NUM_READERS) as pool:
+            found = [record for record in pool.map(read, ids) if record is not None]
+        return sorted(found, key=lambda record: (record.name, record.job_id))
+
+    def ids(self) -> _Ids:
+        """Return the ids of all jobs; one request per thousand."""
+        return [key[len(RECORDS) : -len(".json")] for key in self._store.list(RECORDS) if key.endswith(".json")]
+
+    def create(self, record: JobRecord) -> JobRecord | None:
+        """Write and file a new record, or return None when there is one under this id."""
+        record = replace(record, placement=self._new_placement())
+        try:
+            self._store.put(_key(record.job_id), record.encode(), if_none_match=True)
+        except PreconditionError:
+            return None
+        self._file(None, record)
+        return record
+
+    def change(
+        self, job_id: str, change: Callable[[JobRecord], JobRecord], *, known: JobRecord | None = None
+    ) -> JobRecord:
+        """Replace a record by what `change` makes of it, whoever else writes meanwhile.
+
+        Args:
+            job_id: The job.
+            change: Called once per try with the present record; what it raises goes through. Returning the record
+                itself changes nothing, but makes sure that it is filed.
+            known: The caller's copy; saves a request while nobody else has written.
+
+        Returns:
+            The record as it is now.
+        """
+        for number in range(_MAX_SWAPS):
+            version = self._versions.get(job_id)
+            if number == 0 and known is not None and version is not None and version[0] == known.revision:
+                record, etag = known, version[1]
+            else:
+                record, etag = self.read(job_id)
+            after = change(record)
+            if after == record:
+                self._file(None, record)
+                return record
+            written = self.swap(record, after, etag)
+            if written is not None:
+                return written
+        raise FarmError(
+            f"job {job_id} changed {_MAX_SWAPS} times while it was being written: does the store honour If-Match?",
+            job_id=job_id,
+        )
+
+    def swap(self, before: JobRecord, after: JobRecord, etag: str) -> JobRecord | None:
+        """Write `after` over exactly the version `before`, and file it; None if somebody else wrote first.
+
+        Raises:
+            FarmError: The table of moves does not allow it.
+        """
+        check_move(before, to=after.state)
+        is_moved = folder_of(after) != folder_of(before)
+        after = replace(
+            after,
+            revision=before.revision + 1,
+            updated_at_s=self._clock.now_s(),
+            placement=self._new_placement() if is_moved else before.placement,
+        )
+        try:
+            etag = self._store.put(_key(before.job_id), after.encode(), if_match=etag)
+        except PreconditionError:
+            self._versions.pop(before.job_id, None)
+            return None
+        if after.state.is_held and len(self._versions) < _MAX_REMEMBERED:
+            self._versions[after.job_id] = (after.revision, etag)
+        else:
+            self._versions.pop(after.job_id, None)
+        if is_moved:
+            self._file(before, after)
+        return after
+
+    def mend(self, entry: Entry) -> bool:
+        """Finish a move that was broken off: file the entry's job where it belongs, delete an entry that is elsewhere.
+
+        Returns:
+            Whether the entry was in the wrong place.
+        """
+        right: Entry | None = None
+        with contextlib.suppress(NotFoundError):
+            right = entry_of(self.read(entry.job_id)[0])
+        if right == entry:
+            return False
+        if right is not None:
+            self.index.write(right)
+        self.index.delete(entry)
+        return True
+
+    def _file(self, before: JobRecord | None, after: JobRecord) -> None:
+        """Write the entry of `after`, then delete that of `before`; in this order a crash leaves one at least."""
+        entry = entry_of(after)
+        if entry is not None:
+            self.index.write(entry)
+        old = None if before is None else entry_of(before)
+        if old is not None:
+            self.index.delete(old)
+
+    def _new_placement(self) -> str:
+        return f"{self._chance.getrandbits(32):08x}"
+
+
+def _key(job_id: str) -> str:
+    return f"{RECORDS}{job_id}.json"

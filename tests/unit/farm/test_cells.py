@@ -1,0 +1,116 @@
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from omnifarm.clock import SystemClock
+from omnifarm.errors import FarmError
+from omnifarm.farm.cells import CellFleet, Decision, FleetPlan, decide
+from omnifarm.farm.control import FarmControl, Order
+from omnifarm.farm.job import JobIdentity, JobState, pool_of
+from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.sharing import Demand, DriverRegistry
+from omnifarm.store.memory import MemoryStore
+
+POOL = pool_of(recipe_digest="r", backbone_fingerprint="b")
+PLAN = FleetPlan(pool=POOL, workers_per_cell=4, lanes=2, look_s=0.01)
+
+
+@pytest.mark.parametrize(
+    ("running", "share", "wanted", "is_contested", "expected"),
+    [
+        ([], 10, 99, False, Decision((4, 4, 2), ())),
+        ([], 10, 3, False, Decision((3,), ())),
+        ([("a", 4)], 10, 99, False, Decision((4, 2), ())),
+        ([("a", 4), ("b", 4)], 8, 1, False, Decision((), ())),
+        ([("a", 4), ("b", 4)], 5, 99, True, Decision((), ("b",))),
+        ([("a", 4), ("b", 4)], 0, 0, True, Decision((), ("b", "a"))),
+        ([("a", 4), ("b", 4)], 8, 99, True, Decision((), ())),
+    ],
+)
+def test_cells_follow_share_and_demand(
+    running: list[tuple[str, int]], share: int, wanted: int, is_contested: bool, expected: Decision
+) -> None:
+    assert decide(running, share=share, wanted=wanted, is_contested=is_contested, plan=PLAN) == expected
+
+
+class Farm:
+    """A farm whose cells train nothing, but lease and commit for real until told to stop."""
+
+    def __init__(self, num_jobs: int) -> None:
+        self.store, self.clock = MemoryStore(), SystemClock()
+        self.queue = JobQueue(self.store, clock=self.clock)
+        self.control = FarmControl(self.store)
+        self.registry = DriverRegistry(self.store, clock=self.clock)
+        self.capacity = 8
+        self.may_work = threading.Event()
+        self.cells: list[tuple[str, int]] = []
+        for number in range(num_jobs):
+            identity = JobIdentity(spec_digest=str(number), recipe_digest="r", backbone_fingerprint="b")
+            self.queue.submit(name=f"c{number}", concept_url="u", identity=identity, num_steps=1)
+
+    def run_cell(self, name: str, size: int) -> None:
+        self.cells.append((name, size))
+        while self.control.present(cell=name) is Order.WORK and not self.queue.is_drained(POOL):
+            if self.may_work.wait(0.005):
+                for record in self.queue.lease_next(name, pool=POOL, ttl_s=60):
+                    self.queue.complete(record, artifact="a")
+
+    def fleet(self, run_cell: Callable[[str, int], None] | None = None, plan: FleetPlan = PLAN) -> CellFleet:
+        return CellFleet(
+            "d",
+            plan=plan,
+            queue=self.queue,
+            control=self.control,
+            registry=self.registry,
+            capacity=lambda: self.capacity,
+            run_cell=run_cell or self.run_cell,
+            clock=self.clock,
+        )
+
+
+def test_a_driver_starts_cells_for_its_concepts_and_ends_with_them() -> None:
+    farm = Farm(num_jobs=11)
+    farm.may_work.set()
+    farm.fleet().run(is_over=lambda: False)
+    assert {record.state for record in farm.queue.list()} == {JobState.COMMITTED}
+    assert farm.cells[:2] == [("d-0", 4), ("d-1", 2)]
+    assert list(farm.store.list("drivers/")) == list(farm.store.list("control/")) == []
+
+
+def test_cells_come_and_go_with_nodes_and_other_drivers() -> None:
+    farm = Farm(num_jobs=40)
+    fleet = farm.fleet()
+    fleet._adjust()
+    assert farm.cells == [("d-0", 4), ("d-1", 4)]
+    farm.registry.announce("other", Demand(workers=99, priority=5))
+    fleet._adjust()
+    assert farm.control.present(cell="d-1") is Order.STOP
+    assert farm.control.present(cell="d-0") is Order.WORK
+    farm.registry.leave("other")
+    farm.capacity = 12
+    fleet._adjust()
+    assert farm.cells[2:] == [("d-2", 4), ("d-3", 4)]
+    farm.may_work.set()
+    fleet.run(is_over=lambda: False)
+    assert farm.queue.is_drained(POOL)
+
+
+def test_a_driver_whose_concepts_are_done_leaves_the_work_of_others() -> None:
+    farm = Farm(num_jobs=4)
+    farm.fleet().run(is_over=lambda: bool(farm.cells))
+    assert {record.state for record in farm.queue.list()} == {JobState.QUEUED}
+
+
+def test_a_cell_that_breaks_is_replaced_until_it_is_too_much() -> None:
+    farm = Farm(num_jobs=4)
+
+    def break_down(name: str, size: int) -> None:
+        farm.cells.append((name, size))
+        raise FarmError("no place")
+
+    with pytest.raises(FarmError, match="3 cells failed, the last because: no place"):
+        farm.fleet(break_down, FleetPlan(pool=POOL, workers_per_cell=4, lanes=2, look_s=0.01, max_failures=2)).run(
+            is_over=lambda: False
+        )
+    assert len(farm.cells) >= 3
