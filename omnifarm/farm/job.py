@@ -4,7 +4,8 @@
       ^         |          |`----> failed      (bad data, or attempts used up)
       `---------+----------'                   (released, or to be tried again)
 
-An expired lease is taken over directly: leased or running -> leased by somebody else. The record is all there is to
+An expired lease is taken over directly: leased or running -> leased by somebody else. A person may cancel whatever is
+unfinished, and queue again what failed or was cancelled. The record is all there is to
 know about a job; workers hold copies, and every change goes through `farm/queue.py`. The job's id follows from what
 decides its result, so submitting the same work twice is one job.
 """
@@ -39,11 +40,13 @@ class JobState(Enum):
     """Its artifact is in the store. Final."""
     FAILED = "failed"
     """Given up, with the reason; only a person queues it again."""
+    CANCELLED = "cancelled"
+    """Called off by a person; only a person queues it again."""
 
     @property
     def is_finished(self) -> bool:
         """Whether no worker will touch the job again on its own."""
-        return self in (JobState.COMMITTED, JobState.FAILED)
+        return self in (JobState.COMMITTED, JobState.FAILED, JobState.CANCELLED)
 
     @property
     def is_held(self) -> bool:
@@ -51,13 +54,14 @@ class JobState(Enum):
         return self in (JobState.LEASED, JobState.RUNNING)
 
 
-_HELD = frozenset({JobState.LEASED, JobState.RUNNING, JobState.QUEUED, JobState.COMMITTED, JobState.FAILED})
+_HELD = frozenset(JobState)
 ALLOWED_MOVES: Mapping[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.LEASED}),
+    JobState.QUEUED: frozenset({JobState.LEASED, JobState.CANCELLED}),
     JobState.LEASED: _HELD,
     JobState.RUNNING: _HELD,
     JobState.COMMITTED: frozenset(),
     JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
 }
 """From each state, the states a job may move to."""
 

@@ -241,10 +241,10 @@ class JobQueue:
         return self._change_held(held, end, event_name="attempt_failed")
 
     def retry(self, job_id: str) -> JobRecord:
-        """Queue a failed job again with its attempts forgotten; a job in another state is returned as it is."""
+        """Queue a failed or cancelled job again, its attempts forgotten; another job is returned as it is."""
         for _ in range(_MAX_SWAPS):
             record, etag = self._read(job_id)
-            if record.state is not JobState.FAILED:
+            if record.state not in (JobState.FAILED, JobState.CANCELLED):
                 return record
             after = replace(record, state=JobState.QUEUED, attempts=0, not_before_s=0.0)
             written = self._swap(record, after, etag)
@@ -252,6 +252,37 @@ class JobQueue:
                 self._report(written, "job_retried")
                 return written
         raise _too_busy(job_id)
+
+    def cancel(self, job_id: str, *, reason: str) -> JobRecord:
+        """Call an unfinished job off; a finished one is returned as it is.
+
+        Whoever holds it finds its lease gone at the next heartbeat and lets the lane go. Safe to repeat.
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+        for _ in range(_MAX_SWAPS):
+            record, etag = self._read(job_id)
+            if record.state.is_finished:
+                return record
+            after = replace(record, state=JobState.CANCELLED, lease=None, not_before_s=0.0, error=reason[:_MAX_TEXT])
+            written = self._swap(record, after, etag)
+            if written is not None:
+                self._report(written, "job_cancelled")
+                return written
+        raise _too_busy(job_id)
+
+    def forget(self, job_id: str) -> None:
+        """Delete the record of a finished job, so that the same work may be submitted anew. Safe to repeat.
+
+        Raises:
+            FarmError: The job is unfinished: somebody may hold it; cancel it first.
+        """
+        with contextlib.suppress(NotFoundError):
+            record = self.get(job_id)
+            if not record.state.is_finished:
+                raise FarmError(f"job {record.name!r} is {record.state.value}; cancel it before it is forgotten")
+        self._store.delete(self._key(job_id))
 
     def _try_lease(self, record: JobRecord, etag: str, *, worker: str, ttl_s: float) -> JobRecord | None:
         now_s = self._clock.now_s()

@@ -90,6 +90,6 @@ def _submit(name: str, spec: ConceptSpec | ConceptError, *, url: str, queue: Job
         num_steps=backbone.recipe.steps,
         error=None if isinstance(spec, ConceptSpec) else str(spec),
     )
-    if record.state is JobState.FAILED and isinstance(spec, ConceptSpec):
+    if record.state in (JobState.FAILED, JobState.CANCELLED) and isinstance(spec, ConceptSpec):
         return queue.retry(record.job_id)
     return record

@@ -92,6 +92,6 @@ def test_committed_is_final_and_every_state_has_a_row() -> None:
 
 
 def test_a_move_outside_the_table_says_what_is_allowed() -> None:
-    with pytest.raises(FarmError, match="'maeve' is queued; that leads to leased, not to committed"):
+    with pytest.raises(FarmError, match="'maeve' is queued; that leads to cancelled, leased, not to committed"):
         check_move(QUEUED, to=JobState.COMMITTED)
     check_move(QUEUED, to=JobState.LEASED)
