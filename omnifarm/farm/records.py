@@ -139,6 +139,21 @@ class JobRecords:
             self._file(before, after)
         return after
 
+    def forget(self, job_id: str) -> None:
+        """Delete a finished job's record, so that the same work may be submitted anew. Safe to repeat.
+
+        Raises:
+            FarmError: The job is unfinished: somebody may hold it.
+        """
+        with contextlib.suppress(NotFoundError):
+            record, _ = self.read(job_id)
+            if not record.state.is_finished:
+                raise FarmError(f"job {record.name!r} is {record.state.value}; cancel it before it is forgotten")
+            self._store.delete(_key(job_id))
+            entry = entry_of(record)
+            if entry is not None:
+                self.index.delete(entry)
+
     def mend(self, entry: Entry) -> bool:
         """Finish a move that was broken off: file the entry's job where it belongs, delete an entry that is elsewhere.
 
