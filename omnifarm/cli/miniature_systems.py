@@ -10,15 +10,13 @@ from PIL import Image
 
 from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.image_ops import to_image, to_tensor
-from omnifarm.backbone.kv_cache import Context
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.miniature.benchmark import NAME, BenchmarkConcept
 from omnifarm.miniature.measures import Pixels
 from omnifarm.miniature.render import SIZE, render
-from omnifarm.seeding import generator
 from omnifarm.serving.engine import Engine
-from omnifarm.serving.runner import Guidance, Runner
+from omnifarm.serving.prompted import Known, Prompted
 from omnifarm.store.local import LocalStore
 
 BASELINES = ("tp", "ip", "none")
@@ -69,53 +67,36 @@ class PromptedSystem:
     """
 
     def __init__(self, loaded: LoadedBackbone, concept: BenchmarkConcept, *, kind: Literal["tp", "ip", "none"]) -> None:
-        self._runner = Runner(loaded)
+        self._prompted = Prompted(loaded)
         self._concept, self._kind = concept, kind
         self._generation = SamplingOptions.for_generation(loaded.config)
         self._editing = SamplingOptions.for_editing(loaded.config)
 
     def ask(self, question: str, picture: Pixels | None) -> str:
         """Answer a question."""
-        context = self._introduced(for_drawing=False)
-        if picture is not None:
-            context = self._runner.show(context, Image.fromarray(picture))
-        context = self._runner.say(context, self._said(question), [])
-        return self._runner.write(context, max_tokens=_MAX_TOKENS, temperature=None, generator=None)[0].strip()
+        image = None if picture is None else Image.fromarray(picture)
+        return self._prompted.ask(self._said(question), known=self._known(), image=image, max_tokens=_MAX_TOKENS)
 
     def draw(self, prompt: str, *, replay: bool, seed: int) -> Pixels:
         """Draw a picture; baselines replay nothing."""
-        main = self._runner.say(self._introduced(for_drawing=True), self._said(prompt), [])
-        guidance = Guidance(main=main, without_text=self._runner.nothing(), without_image=main)
-        return self._drawn(guidance, options=self._generation, seed=seed)
+        drawn = self._prompted.draw(
+            self._said(prompt), known=self._known(), size=(SIZE, SIZE), options=self._generation, seed=seed
+        )
+        return np.asarray(drawn)
 
     def edit(self, picture: Pixels, instruction: str, *, seed: int) -> Pixels:
         """Change a picture."""
-        source, said = Image.fromarray(picture), self._said(instruction)
-        latents = self._runner.encode(source, generator=generator(seed, "source"))
-        known = self._introduced(for_drawing=True)
-        guidance = Guidance(
-            main=self._runner.say(self._runner.condition(known, source, latents), said, []),
-            without_text=self._runner.condition(self._runner.nothing(), source, latents),
-            without_image=self._runner.say(known, said, []),
+        source = Image.fromarray(picture)
+        return np.asarray(
+            self._prompted.edit(source, self._said(instruction), known=self._known(), options=self._editing, seed=seed)
         )
-        return self._drawn(guidance, options=self._editing, seed=seed)
 
-    def _drawn(self, guidance: Guidance, *, options: SamplingOptions, seed: int) -> Pixels:
-        drawn = self._runner.denoise(guidance, size=(SIZE, SIZE), options=options, generator=generator(seed, "noise"))
-        return np.asarray(self._runner.decode(drawn))
-
-    def _introduced(self, *, for_drawing: bool) -> Context:
-        nothing = self._runner.nothing()
+    def _known(self) -> Known:
         if self._kind == "tp":
-            return self._runner.say(nothing, " ".join((self._concept.info, *self._concept.extra_info)), [])
+            return [" ".join((self._concept.info, *self._concept.extra_info))]
         if self._kind == "ip":
-            photo = Image.fromarray(render(self._concept.train[0]))
-            known = self._runner.say(nothing, f"{NAME} is", [])
-            if not for_drawing:
-                return self._runner.show(known, photo)
-            latents = self._runner.encode(photo, generator=generator(0, "reference"))
-            return self._runner.condition(known, photo, latents)
-        return nothing
+            return [f"{NAME} is", Image.fromarray(render(self._concept.train[0]))]
+        return []
 
     def _said(self, text: str) -> str:
         return text if self._kind != "none" else text.replace(NAME, f"the {self._concept.identity.noun}")

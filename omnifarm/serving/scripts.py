@@ -78,7 +78,7 @@ class Scripts:
 
         with watch.phase("prefill_s"):
             context = yield from self._known(residents, think="understanding" if request.think else None)
-            said: list[Segment] = [self._show(self.resize(image)) for image in request.images]
+            said: list[Segment] = [self.show(self.resize(image)) for image in request.images]
             said.append(self.say(request.question, residents))
             (context,) = yield [Read(context=context, segments=said, is_towards_text=True)]
         with watch.phase("decode_s"):
@@ -132,7 +132,7 @@ class Scripts:
             encoded = yield [Encode(image=source, generator=posterior) for source in sources]
             shown: list[Segment] = []
             for source, latents in zip(sources, encoded, strict=True):
-                shown += [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self._show(source)]
+                shown += [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self.show(source)]
             known = yield from self._known(residents, think="generation" if request.think else None)
             options = request.options
             reads = [Read(context=known, segments=[*shown, text])]
@@ -170,7 +170,8 @@ class Scripts:
         """Return what think mode says first."""
         return TextSegment(ids=tuple(self._tokenizer.encode(SYSTEM_PROMPTS[output])))
 
-    def _show(self, image: Image.Image) -> VitSegment:
+    def show(self, image: Image.Image) -> VitSegment:
+        """Return a picture as understanding sees it; `image` has been resized."""
         patches, grid = patchify_vit(self._vit.pixels(image), patch=vit_patch_size(self._config))
         return VitSegment(patches=patches, grid=grid)
 

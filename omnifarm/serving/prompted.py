@@ -1,0 +1,153 @@
+"""What prompting can do without learning: things are introduced by sentences and photos in front of every request.
+
+Baselines of the paper (a description in the prompt, reference photos in the prompt) and of every comparison with
+learned concepts; runs on the same loop as the engine, one request at a time.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL.Image import Image
+
+from omnifarm.backbone.flow import SamplingOptions
+from omnifarm.backbone.image_ops import latent_grid
+from omnifarm.backbone.kv_pool import NOTHING, KvPool
+from omnifarm.backbone.segments import LatentSegment, Segment
+from omnifarm.backbone.weights import LoadedBackbone
+from omnifarm.clock import SystemClock
+from omnifarm.errors import OmniFarmError
+from omnifarm.seeding import generator
+from omnifarm.serving.loop import Entry, Loop
+from omnifarm.serving.prefixes import PrefixCache
+from omnifarm.serving.replay import ReplayStyle
+from omnifarm.serving.runner import Runner
+from omnifarm.serving.scheduler import Budget
+from omnifarm.serving.scripts import Moves, Scripts
+from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Read, Script, Write
+
+_CACHED_TOKENS = 16384
+
+Known = Sequence[str | Image]
+"""An introduction: sentences and photos in reading order; empty where nothing is known."""
+
+
+class Prompted:
+    """Answers, draws and edits behind introductions.
+
+    Args:
+        loaded: The frozen backbone.
+    """
+
+    def __init__(self, loaded: LoadedBackbone) -> None:
+        self._config, self._tokenizer = loaded.config, loaded.tokenizer
+        style = ReplayStyle.from_defaults(loaded.config.defaults.get("replay", {}))
+        self._scripts = Scripts(loaded, style=style, clock=SystemClock())
+        pool = KvPool(loaded.model, capacity=_CACHED_TOKENS)
+        self._loop = Loop(
+            Runner(loaded, pool=pool),
+            pool=pool,
+            prefixes=PrefixCache(max_rows=0),
+            budget=Budget(),
+            soft_table=lambda: None,
+            max_waiting=1,
+        )
+
+    def ask(self, question: str, *, known: Known = (), image: Image | None = None, max_tokens: int = 256) -> str:
+        """Answer a question, about a picture if one is given.
+
+        Args:
+            question: Read last.
+            known: Read first; photos as understanding sees them.
+            image: Read between them.
+            max_tokens: Most text tokens of the answer.
+        """
+        text: str = self._run(self._ask(question, known, image, max_tokens))
+        return text
+
+    def draw(
+        self, prompt: str, *, known: Known = (), size: tuple[int, int], options: SamplingOptions, seed: int = 0
+    ) -> Image:
+        """Draw a picture of `size` (height, width); photos in `known` are read as latents and as understanding sees them."""
+        drawn: Image = self._run(self._draw(prompt, known, size, options, seed))
+        return drawn
+
+    def edit(
+        self, image: Image, instruction: str, *, known: Known = (), options: SamplingOptions, seed: int = 0
+    ) -> Image:
+        """Change a picture."""
+        changed: Image = self._run(self._edit(image, instruction, known, options, seed))
+        return changed
+
+    def _run(self, script: Script[Any]) -> Any:
+        ended: list[Any] = []
+        entry = Entry(
+            number=0,
+            script=script,
+            rows=_CACHED_TOKENS,
+            tenant="",
+            on_start=lambda: None,
+            on_end=lambda result, error: ended.append((result, error)),
+        )
+        self._loop.submit(entry)
+        while not ended:
+            self._loop.step()
+        error: OmniFarmError | None
+        result, error = ended[0]
+        if error is not None:
+            raise error
+        return result
+
+    def _ask(self, question: str, known: Known, image: Image | None, max_tokens: int) -> Moves:
+        segments: list[Segment] = []
+        for piece in (*known, *([] if image is None else [image])):
+            if isinstance(piece, str):
+                segments.append(self._say(piece))
+            else:
+                segments.append(self._scripts.show(self._scripts.resize(piece)))
+        (context,) = yield [Read(context=NOTHING, segments=[*segments, self._say(question)], is_towards_text=True)]
+        (ids,) = yield [Write(context=context, max_tokens=max_tokens)]
+        return self._tokenizer.decode_generated(ids).strip()
+
+    def _draw(self, prompt: str, known: Known, size: tuple[int, int], options: SamplingOptions, seed: int) -> Moves:
+        introduction = yield from self._introduced(known)
+        (main,) = yield [Read(context=NOTHING, segments=[*introduction, self._say(prompt)])]
+        guidance = Guidance(main=main, without_text=NOTHING, without_image=main)
+        return (yield from self._picture(guidance, size=size, options=options, seed=seed))
+
+    def _edit(self, image: Image, instruction: str, known: Known, options: SamplingOptions, seed: int) -> Moves:
+        source = self._scripts.resize(image)
+        introduction = yield from self._introduced(known)
+        shown = yield from self._condition(source, generator(seed, "source"))
+        text = self._say(instruction)
+        main, without_text, without_image = yield [
+            Read(context=NOTHING, segments=[*introduction, *shown, text]),
+            Read(context=NOTHING, segments=shown),
+            Read(context=NOTHING, segments=[*introduction, text]),
+        ]
+        guidance = Guidance(main=main, without_text=without_text, without_image=without_image)
+        return (yield from self._picture(guidance, size=(source.height, source.width), options=options, seed=seed))
+
+    def _introduced(self, known: Known) -> Moves:
+        segments: list[Segment] = []
+        for number, piece in enumerate(known):
+            if isinstance(piece, str):
+                segments.append(self._say(piece))
+            else:
+                photo = self._scripts.resize(piece)
+                segments += yield from self._condition(photo, generator(number, "reference"))
+        return segments
+
+    def _condition(self, image: Image, posterior: torch.Generator) -> Moves:
+        (latents,) = yield [Encode(image=image, generator=posterior)]
+        return [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self._scripts.show(image)]
+
+    def _picture(self, guidance: Guidance, *, size: tuple[int, int], options: SamplingOptions, seed: int) -> Moves:
+        grid = latent_grid(size, config=self._config)
+        noise = torch.randn(grid[0] * grid[1], self._config.latent_dim, generator=generator(seed, "noise"))
+        (drawn,) = yield [Draw(guidance=guidance, grid=grid, options=options, noise=noise)]
+        (image,) = yield [Decode(latents=drawn)]
+        return image
+
+    def _say(self, text: str) -> Segment:
+        return self._scripts.say(text, [])
