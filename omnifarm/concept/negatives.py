@@ -1,6 +1,8 @@
-"""Pictures without a concept: lent by the set, borrowed from other concepts, and ranked by how alike they look.
+"""Pictures without a concept: lent by the set, borrowed from other concepts, and the most alike among them.
 
-A set's own `negatives/` folder serves every concept. A concept that has none borrows photographs of the others.
+A set's own `negatives/` folder, the pool, serves every concept. A concept that has none borrows photographs of the
+others. `hard_negatives.json`, written by `omnifarm concept negatives`, names the pictures that look most like each
+concept; training asks about those as often as about all others together.
 """
 
 from collections.abc import Mapping

@@ -12,6 +12,7 @@ from omnifarm.concept.datasets import dreambooth, mcllava, plain, unifybench, yo
 from omnifarm.concept.datasets.held_out import HeldOut
 from omnifarm.concept.datasets.layout import Layout
 from omnifarm.concept.edit_pairs.attach import attach_edit_pairs
+from omnifarm.concept.hard_negatives import attach_hard_negatives
 from omnifarm.concept.negatives import share_negatives
 from omnifarm.concept.problems import Problem, Problems, as_error
 from omnifarm.concept.reading import Reader, is_photo, natural, suggestion
@@ -141,7 +142,7 @@ def _finished(reader: Reader, readings: list[Reading]) -> list[Reading]:
     """Add what concepts of a set share and what lies beside every layout."""
     all_problems = {one.name: Problems(concept=one.name, found=list(one.problems)) for one in readings}
     specs = {one.name: one.spec for one in readings if one.spec is not None}
-    for step in (share_negatives, attach_edit_pairs):
+    for step in (share_negatives, attach_hard_negatives, attach_edit_pairs):
         specs = step(reader, specs, all_problems)
     return [
         Reading(
