@@ -26,6 +26,7 @@ from omnifarm.errors import ConfigError, FarmError
 from omnifarm.farm.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from omnifarm.farm.worker import WorkerSettings, run_worker
 from omnifarm.logs import configure
+from omnifarm.training.sharding import SHARDINGS
 
 _TIMEOUT_S = 300
 
@@ -43,7 +44,9 @@ class CellConfig:
     recipe: TrainingRecipe
     """How its concepts are learned; with the backbone it decides which jobs it works on."""
     num_workers: int = 1
-    """Processes, each with a copy of the backbone."""
+    """Processes."""
+    sharding: str = "auto"
+    """How the backbone lies over them: a whole copy each ("replicated"), shares ("zero3", "fsdp2"), or by memory."""
     cpus_per_worker: int = 1
     """Logical CPUs of a worker; also its number of threads."""
     use_gpu: bool = False
@@ -59,6 +62,8 @@ class CellConfig:
                 raise ConfigError(f"cell: {name} must be at least 1, found {getattr(self, name)}")
         if self.max_failures < 0:
             raise ConfigError(f"cell: max_failures must be at least 0, found {self.max_failures}")
+        if self.sharding not in ("auto", *SHARDINGS):
+            raise ConfigError(f"cell: sharding must be auto or one of {', '.join(SHARDINGS)}, found {self.sharding!r}")
 
 
 def connect() -> None:
@@ -105,7 +110,7 @@ def run_cell(config: CellConfig) -> None:
         trainer = TorchTrainer(
             _work,
             train_loop_config=_to_plain(config),
-            # No collective is needed while every worker holds a whole backbone; a sharded cell will use this group.
+            # A sharded cell gathers its weights in this group; the timeout is how long a lost worker stays unnoticed.
             torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo", timeout_s=_TIMEOUT_S),
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
@@ -140,6 +145,7 @@ def _work(values: Mapping[str, Any]) -> None:
         recipe=TrainingRecipe.from_json(values["recipe"]),
         settings=WorkerSettings(**values["worker"]),
         device=str(ray.train.torch.get_device()) if values["use_gpu"] else "cpu",
+        sharding=values["sharding"],
     )
 
 
