@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from shutil import copyfile
+from typing import cast
 
 import torch
 from safetensors.torch import load, save_file
@@ -23,7 +24,7 @@ from omnifarm.backbone.model import Backbone
 from omnifarm.cli.local_cluster import free_port
 from omnifarm.cli.sharding_process import TIMEOUT_S, Plan
 from omnifarm.concept.recipe import Precision
-from omnifarm.errors import TrainingError
+from omnifarm.errors import ConfigError, TrainingError
 from omnifarm.miniature.benchmark import write_concept_folders
 from omnifarm.training.sharded_backbone import weights_bytes
 from omnifarm.training.workbench import DTYPES
@@ -36,9 +37,8 @@ def measure_sharding(
     layouts: tuple[str, ...] = ("zero3", "fsdp2"),
     *,
     num_ranks: int = 2,
-    num_layers: int = 12,
-    precision: Precision = "float32",
-    checkpointing: bool = False,
+    num_layers: int = 8,
+    precision: str = "float32",
 ) -> dict[str, dict[str, float]]:
     """Measure sharded layouts against a whole copy.
 
@@ -47,7 +47,6 @@ def measure_sharding(
         num_ranks: Processes of the sharded cell (>= 2).
         num_layers: Layers of the random backbone, 6.4 million numbers each.
         precision: Type of the weights.
-        checkpointing: Whether activations are computed again in the backward pass.
 
     Returns:
         Per layout: `max_abs_diff` over soft tokens, moments and losses, and as parts of the weights' size
@@ -57,8 +56,15 @@ def measure_sharding(
         `read_fraction`, what all ranks read from the disk, of which 1.0 is rank 0's reading for the fingerprint.
 
     Raises:
+        ConfigError: There is no such layout or precision, or too few processes to share anything.
         TrainingError: A process failed; the message holds the end of what it printed.
     """
+    if num_ranks < 2 or precision not in DTYPES or not set(layouts) <= {"zero3", "fsdp2"}:
+        raise ConfigError(
+            f"expected layouts zero3 or fsdp2, at least 2 processes and a precision of {', '.join(DTYPES)}; "
+            f"found {', '.join(layouts)}, {num_ranks}, {precision!r}"
+        )
+    dtype = DTYPES[cast(Precision, precision)]
     with tempfile.TemporaryDirectory(prefix="omf-") as name:
         root = Path(name)
         backbone, expected = _write_backbone(root / "backbone", num_layers=num_layers, num_ranks=num_ranks)
@@ -71,12 +77,11 @@ def measure_sharding(
             num_ranks=1,
             # Of several ranks, the first has two packs a step, the second one, and the others have nothing.
             lanes=[concepts[:3], concepts[3:]],
-            recipe={"steps": 3, "batch_size": 3, "learning_rate": 1e-3, "warmup_steps": 1, "precision": precision},
-            checkpointing=checkpointing,
+            recipe={"steps": 2, "batch_size": 3, "learning_rate": 1e-3, "warmup_steps": 1, "precision": precision},
             out="",
         )
         _run(plan, root / "whole")
-        size = weights_bytes(str(backbone), dtype=DTYPES[precision])
+        size = weights_bytes(str(backbone), dtype=dtype)
         report = {}
         for layout in layouts:
             ranks = _run(replace(plan, sharding=layout, num_ranks=num_ranks), root / layout)

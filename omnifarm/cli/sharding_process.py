@@ -23,7 +23,6 @@ from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError
 from omnifarm.training.checkpoint import save_lane
-from omnifarm.training.deepspeed_sharding import import_deepspeed
 from omnifarm.training.lane import Lane
 from omnifarm.training.sharded_backbone import open_backbone
 from omnifarm.training.sharding import Turn
@@ -49,8 +48,6 @@ class Plan:
     """Concepts of every rank; a single process takes all groups in turn, as the ranks would."""
     recipe: dict[str, Any]
     """How they are learned; the lanes of group g take g steps less."""
-    checkpointing: bool
-    """Whether activations are computed again instead of kept."""
     out: str
     """Folder for lanes and numbers."""
 
@@ -61,15 +58,11 @@ def main(plan: Plan, rank: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=plan.num_ranks, timeout=timedelta(seconds=TIMEOUT_S))
     recipe = TrainingRecipe.from_json(plan.recipe)
     specs = dict(load_concepts(plan.concepts))
-    _warm_up(specs[plan.lanes[0][0]], recipe=recipe)
-    if plan.sharding == "zero3":
-        # What the library itself takes is not the backbone's.
-        import_deepspeed(torch.device("cpu"))
+    _warm_up(specs[plan.lanes[0][0]], recipe=recipe, sharding=plan.sharding)
     before_bytes = _resting_bytes()
     _forget_peak()
     read_before = _bytes_read()
     backbone, sharding = open_backbone(plan.backbone, sharding=plan.sharding, dtype=DTYPES[recipe.precision])
-    backbone.model.language_model.model.gradient_checkpointing = plan.checkpointing
     read = _bytes_read() - read_before
     loading_bytes = _peak_bytes() - before_bytes
     for group in range(len(plan.lanes)) if plan.num_ranks == 1 else [rank]:
@@ -97,12 +90,13 @@ def main(plan: Plan, rank: int) -> None:
     dist.destroy_process_group()
 
 
-def _warm_up(spec: ConceptSpec | ConceptError, *, recipe: TrainingRecipe) -> None:
+def _warm_up(spec: ConceptSpec | ConceptError, *, recipe: TrainingRecipe, sharding: str) -> None:
     """Load and train something small once, so that libraries and pictures are in memory before anything is measured."""
     assert isinstance(spec, ConceptSpec)
-    workbench = Workbench.open("miniature", precision=recipe.precision)
+    workbench = Workbench.open("miniature", precision=recipe.precision, sharding=sharding)
+    recipe = recipe.with_overrides({"steps": 1, "warmup_steps": 0})
     workbench.trainer.add(workbench.lane(spec, recipe=recipe, identity="warm-up"))
-    workbench.trainer.step()
+    _train(workbench)
 
 
 def _train(workbench: Workbench) -> None:

@@ -23,6 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError, FarmError
+from omnifarm.farm.cluster_access import require_token
 from omnifarm.farm.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from omnifarm.farm.worker import WorkerSettings, run_worker
 from omnifarm.logs import configure
@@ -67,7 +68,11 @@ class CellConfig:
 
 
 def connect() -> None:
-    """Join the cluster named by RAY_ADDRESS, or start a private one on loopback. Safe to repeat."""
+    """Join the cluster named by RAY_ADDRESS, or start a private one on loopback. Safe to repeat.
+
+    Raises:
+        FarmError: Other machines can reach that cluster and it asks nobody for a token.
+    """
     if ray.is_initialized():
         return
     # Without it Ray binds to the host's public address even when asked for loopback.
@@ -75,7 +80,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's workers politely take the lowest priority; on a shared machine a cell would hardly move.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        require_token(address, os.environ)
         ray.init(log_to_driver=True)
     else:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -69,9 +69,9 @@ class Lockstep:
         idle = TextSegment(ids=(0,), soft=(SoftSlot(offset=0, row=0, expert="und"),))
         self._idle_pack = pack([[idle]], special_ids=special_ids, config=config).to(self._device)
         self._idle_table = torch.zeros(1, config.hidden_size, device=self._device, requires_grad=True)
-        model.set_training_mode(
-            gradient_checkpointing=model.language_model.model.gradient_checkpointing, touch_every_parameter=True
-        )
+        # Activations of a layer hold on to its gathered weights: kept for the backward pass, they would soon be the
+        # whole model (measured: the peak of ZeRO-3 was the share plus all weights).
+        model.set_training_mode(gradient_checkpointing=True, touch_every_parameter=True)
 
     @property
     def device(self) -> torch.device:
