@@ -50,6 +50,9 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Only this concept; may be repeated.")] = None,
     cells: Annotated[str, typer.Option(help="Most cells at a time: a number, or auto for as many as fit.")] = "auto",
     workers_per_cell: Annotated[int | None, typer.Option(help="Workers of a cell; default: from the cluster.")] = None,
+    sharding: Annotated[
+        str, typer.Option(help="How a cell's workers hold the backbone: auto (by memory), replicated, zero3 or fsdp2.")
+    ] = "auto",
     lanes: Annotated[int | None, typer.Option(help="Concepts a worker trains side by side.")] = None,
     lanes_per_pack: Annotated[
         int, typer.Option(help="Lanes that share one forward; 1 makes a lane bit for bit what it would be alone.")
@@ -126,6 +129,7 @@ def main(
                         backbone=chosen.name,
                         recipe=chosen.recipe,
                         num_workers=num_workers,
+                        sharding=sharding,
                         cpus_per_worker=shape.cpus_per_worker,
                         use_gpu=shape.use_gpu,
                         max_failures=max_failures,

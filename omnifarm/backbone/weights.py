@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -41,8 +41,36 @@ class LoadedBackbone:
         return self.tokenizer.special_ids
 
 
+class Loader(Protocol):
+    """How a model's weights come into a process."""
+
+    def model(self, folder: Path, *, config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> Backbone:
+        """Return the frozen model of a folder."""
+        ...
+
+    def fingerprint(self, folder: Path, *, config: BackboneConfig) -> str:
+        """Return the identity of configuration and weights."""
+        ...
+
+
+class WholeLoader:
+    """Reads everything into this process."""
+
+    def model(self, folder: Path, *, config: BackboneConfig, dtype: torch.dtype, device: torch.device) -> Backbone:
+        """Return the frozen model of a folder."""
+        return load_model(folder, config=config, dtype=dtype, device=device)
+
+    def fingerprint(self, folder: Path, *, config: BackboneConfig) -> str:
+        """Digest every number."""
+        return fingerprint(folder, config=config)
+
+
 def load_backbone(
-    name_or_folder: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    name_or_folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    loader: Loader | None = None,
 ) -> LoadedBackbone:
     """Load a backbone, frozen.
 
@@ -51,6 +79,7 @@ def load_backbone(
             is downloaded once.
         dtype: Type of the model's weights; the autoencoder stays float32.
         device: Where weights go.
+        loader: How weights come into this process; None reads them all.
 
     Returns:
         Model, tokenizer, autoencoder, configuration and fingerprint.
@@ -62,7 +91,8 @@ def load_backbone(
     folder = resolve_folder(name_or_folder)
     config = BackboneConfig.from_folder(folder)
     tokenizer = BackboneTokenizer.from_folder(folder)
-    model = load_model(folder, config=config, dtype=dtype, device=device)
+    loader = loader or WholeLoader()
+    model = loader.model(folder, config=config, dtype=dtype, device=torch.device(device))
     model.special_ids = tokenizer.special_ids
     autoencoder = LatentCodec.from_file(
         folder / AUTOENCODER_FILE, config=config.autoencoder, latent_patch_size=config.latent_patch_size
@@ -74,7 +104,7 @@ def load_backbone(
         tokenizer=tokenizer,
         autoencoder=autoencoder,
         config=config,
-        fingerprint=fingerprint(folder, config=config),
+        fingerprint=loader.fingerprint(folder, config=config),
     )
 
 

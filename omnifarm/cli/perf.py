@@ -47,3 +47,35 @@ def train(
         f"{report['tokens_per_s']:.0f} tokens/s, MFU {report['mfu']:.1%}; "
         f"loss plain {report['final_loss']['plain']:.4f}, ours {report['final_loss']['ours']:.4f}"
     )
+
+
+@app.command()
+def sharding(
+    layouts: Annotated[list[str] | None, typer.Option("--layout", help="zero3 or fsdp2; default: both.")] = None,
+    ranks: Annotated[int, typer.Option(min=2, help="Processes that share the backbone.")] = 2,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of the random backbone, 6.4 million numbers each.")] = 8,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16 weights.")] = "float32",
+    json: Json = False,
+) -> None:
+    """Train the same lanes over a whole and over a shared backbone: are they equal, and how much does a process hold?
+
+    Real processes on this CPU. Differences are over soft tokens, moments and losses; memory is a part of the weights.
+    """
+    from omnifarm.cli.perf_sharding import measure_sharding
+
+    report = measure_sharding(
+        tuple(layouts or ("zero3", "fsdp2")),
+        num_ranks=ranks,
+        num_layers=layers,
+        precision=precision,
+    )
+    if json:
+        print_json(report)
+        return
+    for layout, numbers in report.items():
+        results.print(
+            f"{layout}: largest difference {numbers['max_abs_diff']:g}; a process holds "
+            f"{numbers['rest_memory_fraction']:.1%} of the weights at rest (expected {numbers['expected_fraction']:.1%}), "
+            f"{numbers['peak_memory_fraction']:.1%} at the most; all together hold {numbers['host_memory_fraction']:.1%} "
+            f"and read {numbers['read_fraction']:.1%} of the file"
+        )

@@ -23,9 +23,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError, FarmError
+from omnifarm.farm.cluster_access import require_token
 from omnifarm.farm.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from omnifarm.farm.worker import WorkerSettings, run_worker
 from omnifarm.logs import configure
+from omnifarm.training.sharding import SHARDINGS
 
 _TIMEOUT_S = 300
 
@@ -43,7 +45,9 @@ class CellConfig:
     recipe: TrainingRecipe
     """How its concepts are learned; with the backbone it decides which jobs it works on."""
     num_workers: int = 1
-    """Processes, each with a copy of the backbone."""
+    """Processes."""
+    sharding: str = "auto"
+    """How the backbone lies over them: a whole copy each ("replicated"), shares ("zero3", "fsdp2"), or by memory."""
     cpus_per_worker: int = 1
     """Logical CPUs of a worker; also its number of threads."""
     use_gpu: bool = False
@@ -59,10 +63,16 @@ class CellConfig:
                 raise ConfigError(f"cell: {name} must be at least 1, found {getattr(self, name)}")
         if self.max_failures < 0:
             raise ConfigError(f"cell: max_failures must be at least 0, found {self.max_failures}")
+        if self.sharding not in ("auto", *SHARDINGS):
+            raise ConfigError(f"cell: sharding must be auto or one of {', '.join(SHARDINGS)}, found {self.sharding!r}")
 
 
 def connect() -> None:
-    """Join the cluster named by RAY_ADDRESS, or start a private one on loopback. Safe to repeat."""
+    """Join the cluster named by RAY_ADDRESS, or start a private one on loopback. Safe to repeat.
+
+    Raises:
+        FarmError: Other machines can reach that cluster and it asks nobody for a token.
+    """
     if ray.is_initialized():
         return
     # Without it Ray binds to the host's public address even when asked for loopback.
@@ -70,7 +80,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's workers politely take the lowest priority; on a shared machine a cell would hardly move.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    if os.environ.get("RAY_ADDRESS"):
+    if address := os.environ.get("RAY_ADDRESS"):
+        require_token(address, os.environ)
         ray.init(log_to_driver=True)
     else:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -105,7 +116,7 @@ def run_cell(config: CellConfig) -> None:
         trainer = TorchTrainer(
             _work,
             train_loop_config=_to_plain(config),
-            # No collective is needed while every worker holds a whole backbone; a sharded cell will use this group.
+            # A sharded cell gathers its weights in this group; the timeout is how long a lost worker stays unnoticed.
             torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo", timeout_s=_TIMEOUT_S),
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
@@ -140,6 +151,7 @@ def _work(values: Mapping[str, Any]) -> None:
         recipe=TrainingRecipe.from_json(values["recipe"]),
         settings=WorkerSettings(**values["worker"]),
         device=str(ray.train.torch.get_device()) if values["use_gpu"] else "cpu",
+        sharding=values["sharding"],
     )
 
 

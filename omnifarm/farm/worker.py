@@ -31,6 +31,7 @@ from omnifarm.store.open import open_store
 from omnifarm.training.checkpoint import save_lane
 from omnifarm.training.curves import curve_parquet
 from omnifarm.training.lane import Lane
+from omnifarm.training.sharding import Turn
 from omnifarm.training.workbench import Finished, Workbench
 
 _logger = logging.getLogger(__name__)
@@ -144,12 +145,15 @@ class Worker:
         while self._order is not Order.STOP and (self._held or self._over or not self._may_leave()):
             if self._held:
                 self.step()
-            else:
+            elif self._workbench.trainer.idle_turn(is_finished=False) is Turn.WAITING:
                 self._clock.sleep_s(self._settings.poll_s)
             self._commit()
             if self._clock.monotonic_s() - self._looked_s >= self._settings.poll_s:
                 self._look()
         self._hand_back()
+        # The others of a sharded cell need this process until they are done, too.
+        while self._workbench.trainer.idle_turn(is_finished=True) is not Turn.OVER:
+            pass
 
     def step(self) -> None:
         """Advance every lane by one step; set aside those that are over; renew and save when due."""
@@ -371,16 +375,23 @@ def run_worker(
     cell: str | None = None,
     metrics: Metrics | None = None,
     device: str = "cpu",
+    sharding: str = "replicated",
 ) -> None:
     """Load a backbone and work until its pool has nothing left to do; the body of a worker process.
 
     Raises:
         WeightsError: The backbone cannot be loaded.
+        ConfigError: Its layout over the cell's processes is unknown or does not fit.
         StoreError: The store failed.
     """
     store = open_store(store_url)
     workbench = Workbench.open(
-        backbone, precision=recipe.precision, device=device, lanes_per_pack=settings.lanes_per_pack, store=store
+        backbone,
+        precision=recipe.precision,
+        device=device,
+        sharding=sharding,
+        lanes_per_pack=settings.lanes_per_pack,
+        store=store,
     )
     Worker(
         worker_id,

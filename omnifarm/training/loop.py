@@ -15,7 +15,7 @@ from omnifarm.clock import Clock, SystemClock
 from omnifarm.errors import TrainingError
 from omnifarm.logs import event
 from omnifarm.training.lane import Lane
-from omnifarm.training.sharding import Sharding
+from omnifarm.training.sharding import Sharding, Turn
 from omnifarm.training.step import PackCount, packed_step
 
 _logger = logging.getLogger(__name__)
@@ -110,3 +110,7 @@ class Trainer:
         for lane in over:
             del self._lanes[lane.name]
         return over
+
+    def idle_turn(self, *, is_finished: bool) -> Turn:
+        """Let the other processes of the cell step while there is no lane here; see `Sharding.idle_turn`."""
+        return self._sharding.idle_turn(is_finished=is_finished)

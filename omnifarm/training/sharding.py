@@ -1,18 +1,39 @@
-"""How the frozen backbone is laid out over processes, behind three calls.
+"""How the frozen backbone is laid out over the processes of a cell, behind four calls.
 
 The soft tokens stay outside: a forward takes them as a table and gives back measurements whose graph ends in that
 table. So a layout only decides where frozen weights lie, never what is learned. `Replicated` holds a whole copy per
-process and needs nobody else; a sharded layout gathers weights layer by layer and must keep its ranks in lock-step,
-which is what `any_active` and `idle_step` are for.
+process and needs nobody else; a sharded layout (`lockstep.py`) gathers weights layer by layer and needs every process
+of the cell in every forward, which is what `idle_turn` is for.
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from omnifarm.backbone.model import Backbone, TrainOutput
 from omnifarm.backbone.packing import Pack
+from omnifarm.errors import ConfigError
+
+ShardingName = Literal["replicated", "zero3", "fsdp2"]
+"""A whole copy per process; DeepSpeed ZeRO-3; PyTorch's fully_shard."""
+SHARDINGS: tuple[ShardingName, ...] = get_args(ShardingName)
+"""Every layout there is."""
+FITTING_SHARE = 0.6
+"""Part of a worker's free memory that weights may take; the rest is for activations and the autoencoder."""
+
+
+class Turn(IntEnum):
+    """What a process wants of the next forward, and, as the largest of all wishes, what the cell does."""
+
+    OVER = 0
+    """All work is done; a process that hears this may leave."""
+    WAITING = 1
+    """No work now, more may come."""
+    WORKED = 2
+    """Somebody had work, and everybody took part in it."""
 
 
 class Sharding(Protocol):
@@ -24,15 +45,25 @@ class Sharding(Protocol):
         ...
 
     def forward(self, pack: Pack, *, soft_table: Tensor) -> TrainOutput:
-        """Run the packed training forward with `soft_table` (R, D); gradients flow to it alone."""
+        """Run the packed training forward with `soft_table` (R, D); gradients flow to it alone.
+
+        A backward pass through the losses must follow before the next call.
+        """
         ...
 
-    def any_active(self, *, is_active: bool) -> bool:
-        """Return whether any process of the cell still has work; every process must call it once per step."""
+    def idle_turn(self, *, is_finished: bool) -> Turn:
+        """Let the others have their forward; a process without work of its own calls this until the cell is over.
+
+        Args:
+            is_finished: Whether this process expects no more work.
+
+        Returns:
+            What the cell did. Only after `OVER` may the process stop calling.
+        """
         ...
 
-    def idle_step(self) -> None:
-        """Take part in one step without own work, so that the others can gather their weights."""
+    def embedding_rows(self, ids: Sequence[int]) -> Tensor:
+        """Return rows of the token embedding, (len(ids), D), without anybody's help."""
         ...
 
 
@@ -60,9 +91,40 @@ class Replicated:
         """Run the packed training forward."""
         return self._model.train_forward(pack, soft_table=soft_table)
 
-    def any_active(self, *, is_active: bool) -> bool:
-        """Nobody else needs this process: its own word counts."""
-        return is_active
+    def idle_turn(self, *, is_finished: bool) -> Turn:
+        """Nobody gathers from this process: its own word counts."""
+        return Turn.OVER if is_finished else Turn.WAITING
 
-    def idle_step(self) -> None:
-        """Nothing to do: nobody gathers from this process."""
+    def embedding_rows(self, ids: Sequence[int]) -> Tensor:
+        """Return rows of the copy's own table."""
+        return self._model.language_model.model.embed_tokens.weight[list(ids)]
+
+
+def choose_sharding(wanted: str, *, weights_bytes: int, free_bytes: int, num_ranks: int) -> ShardingName:
+    """Choose how a cell lays out its backbone.
+
+    A whole copy per process is fastest, since nobody waits for anybody; it is chosen where it fits.
+
+    Args:
+        wanted: "auto" or the name of a layout.
+        weights_bytes: Size of the backbone's weights in the type they are used in.
+        free_bytes: Memory free for one process, on the device that has least.
+        num_ranks: Processes of the cell.
+
+    Raises:
+        ConfigError: There is no such layout, or not even the shares fit.
+    """
+    if wanted in SHARDINGS:
+        return wanted
+    if wanted != "auto":
+        raise ConfigError(f"sharding must be auto or one of {', '.join(SHARDINGS)}, found {wanted!r}")
+    room = FITTING_SHARE * free_bytes
+    if weights_bytes <= room:
+        return "replicated"
+    if weights_bytes / num_ranks <= room:
+        return "zero3"
+    raise ConfigError(
+        f"the backbone's weights need {weights_bytes / 1e9:.1f} GB and one of {num_ranks} workers has room for "
+        f"{room / 1e9:.1f} GB of them; use at least {-(-weights_bytes // max(1, int(room)))} workers in the cell, "
+        "or name a layout with --sharding to try it all the same"
+    )

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
 from omnifarm.concept.held_out import split_held_out
@@ -25,7 +25,8 @@ from omnifarm.training.checkpoint import load_lane
 from omnifarm.training.curves import curve_parquet, loss_curve
 from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
-from omnifarm.training.sharding import Replicated
+from omnifarm.training.sharded_backbone import open_backbone
+from omnifarm.training.sharding import Replicated, Sharding
 
 DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Type of the frozen weights by the recipe's name for it."""
@@ -48,6 +49,7 @@ class Workbench:
 
     Args:
         backbone: Loaded with the type the recipes ask for.
+        sharding: How its weights lie; None when this process holds them all.
         lanes_per_pack: See `Trainer`.
         store: Keeps prepared pictures for the next process; None keeps them in memory alone.
         clock: For training time and creation dates.
@@ -57,15 +59,17 @@ class Workbench:
         self,
         backbone: LoadedBackbone,
         *,
+        sharding: Sharding | None = None,
         lanes_per_pack: int = 1,
         store: Store | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._backbone = backbone
+        self._sharding = sharding or Replicated(backbone.model)
         self._clock = clock or SystemClock()
         self._images = PreparedImages(backbone, store=store)
         self.trainer = Trainer(
-            Replicated(backbone.model),
+            self._sharding,
             special_ids=backbone.special_ids,
             config=backbone.config,
             lanes_per_pack=lanes_per_pack,
@@ -79,6 +83,7 @@ class Workbench:
         *,
         precision: Precision,
         device: str = "cpu",
+        sharding: str = "replicated",
         lanes_per_pack: int = 1,
         store: Store | None = None,
         clock: Clock | None = None,
@@ -87,9 +92,10 @@ class Workbench:
 
         Raises:
             WeightsError: The backbone cannot be loaded.
+            ConfigError: Its layout is unknown, does not fit, or needs processes that are not there.
         """
-        loaded = load_backbone(backbone, dtype=DTYPES[precision], device=device)
-        return cls(loaded, lanes_per_pack=lanes_per_pack, store=store, clock=clock)
+        loaded, layout = open_backbone(backbone, sharding=sharding, dtype=DTYPES[precision], device=device)
+        return cls(loaded, sharding=layout, lanes_per_pack=lanes_per_pack, store=store, clock=clock)
 
     @property
     def fingerprint(self) -> str:
@@ -135,12 +141,15 @@ class Workbench:
                 checkpoint, identity=identity, recipe=recipe, source=source, held_out=held_out, device=model.device
             )
         tokenizer = self._backbone.tokenizer
+        class_ids = tokenizer.encode_user(spec.class_noun)
+        identifier_ids = tokenizer.encode(recipe.identifier_init) if recipe.identifier_init else ()
         table_CD = initial_table(
             layout,
             recipe=recipe,
-            embedding_VD=model.language_model.model.embed_tokens.weight,
-            class_ids=tokenizer.encode_user(spec.class_noun),
-            identifier_ids=tokenizer.encode(recipe.identifier_init) if recipe.identifier_init else (),
+            # A sharded embedding is never whole: only the rows that count are fetched, and numbered anew.
+            embedding_VD=self._sharding.embedding_rows([*class_ids, *identifier_ids]),
+            class_ids=range(len(class_ids)),
+            identifier_ids=range(len(class_ids), len(class_ids) + len(identifier_ids)),
             visual_ND=self._visual_tokens(learned) if recipe.init == "visual" else None,
             name=spec.name,
         )

@@ -1,0 +1,102 @@
+"""Rules and dashboard: well formed, and about numbers that the code reports."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+FOLDER = ROOT / "infra" / "observability"
+RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text())["groups"]
+DASHBOARD = json.loads((FOLDER / "grafana_dashboard.json").read_text())
+
+
+def expressions() -> list[str]:
+    rules = [rule["expr"] for group in RULES for rule in group["rules"]]
+    return rules + [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+def exported_names() -> set[str]:
+    """Return the names that Ray serves for ours."""
+    metrics = pytest.importorskip("omnifarm.farm.metrics")
+    names = {*metrics.COUNTERS, *metrics.GAUGES}
+    for name in metrics.HISTOGRAMS:
+        names |= {f"{name}_bucket", f"{name}_sum", f"{name}_count"}
+    return {f"ray_{name}" for name in names}
+
+
+def test_every_number_shown_or_judged_is_one_that_the_code_reports() -> None:
+    used = {name for text in expressions() for name in re.findall(r"\bray_omnifarm_\w+", text)}
+    assert used
+    assert used <= exported_names()
+
+
+def test_every_number_that_the_code_reports_is_shown() -> None:
+    shown = " ".join(target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"])
+    hidden = {name.removesuffix("_bucket") for name in exported_names() if not name.endswith(("_sum", "_count"))}
+    assert {name for name in hidden if name not in shown} == set()
+
+
+def test_rates_are_taken_of_counters_and_of_nothing_else() -> None:
+    for text in expressions():
+        for name in re.findall(r"\b(?:rate|increase)\((ray_\w+)", text):
+            assert name.endswith(("_total", "_bucket")), text
+
+
+@pytest.mark.parametrize("text", expressions())
+def test_brackets_close_and_windows_are_durations(text: str) -> None:
+    depth = []
+    pairs = {")": "(", "]": "[", "}": "{"}
+    for sign in text:
+        if sign in pairs.values():
+            depth.append(sign)
+        elif sign in pairs:
+            assert depth.pop() == pairs[sign]
+    assert depth == []
+    for window in re.findall(r"\[([^\]]*)\]", text):
+        assert re.fullmatch(r"\d+[smhd](:\d+[smhd])?", window)
+
+
+def test_a_rule_records_or_alerts_and_an_alert_says_what_to_do() -> None:
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    names = [rule.get("record") or rule["alert"] for group in RULES for rule in group["rules"]]
+    assert len(names) == len(set(names))
+    for group in RULES:
+        for rule in group["rules"]:
+            assert ("record" in rule) != ("alert" in rule)
+            if "alert" in rule:
+                assert rule["labels"]["severity"] in ("warning", "critical")
+                assert rule["annotations"].keys() == {"summary", "description"}
+                assert rule["alert"] in guide
+                for section in re.findall(r'"([A-Z][^"]+)" in docs/operations.md', rule["annotations"]["description"]):
+                    assert f"### {section}" in guide
+
+
+def test_the_dashboard_has_what_grafana_needs_to_import_it() -> None:
+    panels: list[dict[str, Any]] = DASHBOARD["panels"]
+    assert DASHBOARD["uid"]
+    assert DASHBOARD["schemaVersion"] >= 36
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    (variable,) = DASHBOARD["templating"]["list"]
+    assert (variable["type"], variable["query"]) == ("datasource", "prometheus")
+    taken = set()
+    for panel in panels:
+        assert panel["type"] in ("timeseries", "stat")
+        assert panel["datasource"]["uid"] == f"${{{variable['name']}}}"
+        refs = [target["refId"] for target in panel["targets"]]
+        assert len(refs) == len(set(refs))
+        place = panel["gridPos"]
+        cells = {(place["x"] + dx, place["y"] + dy) for dx in range(place["w"]) for dy in range(place["h"])}
+        assert max(x for x, _ in cells) < 24
+        assert not cells & taken, f"{panel['title']} lies over another panel"
+        taken |= cells
+
+
+def test_prometheus_reads_the_rules_and_rays_list_of_nodes() -> None:
+    config = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
+    assert [(FOLDER / name).is_file() for name in config["rule_files"]] == [True]
+    (scrape,) = config["scrape_configs"]
+    assert scrape["file_sd_configs"] == [{"files": ["/tmp/ray/prom_metrics_service_discovery.json"]}]
