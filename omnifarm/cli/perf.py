@@ -47,3 +47,21 @@ def train(
         f"{report['tokens_per_s']:.0f} tokens/s, MFU {report['mfu']:.1%}; "
         f"loss plain {report['final_loss']['plain']:.4f}, ours {report['final_loss']['ours']:.4f}"
     )
+
+
+@app.command()
+def queue(
+    queued: Annotated[list[int] | None, typer.Option(help="Length of the queue; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Workers that lease at the same time.")] = 64,
+    leases: Annotated[int, typer.Option(min=1, help="Leases of every worker.")] = 8,
+    store: Annotated[str | None, typer.Option(help="Measure on this store; default: a SeaweedFS started here.")] = None,
+    json: Json = False,
+) -> None:
+    """Lease with many workers at once from a short and from a long queue (default 1,000 and 100,000 jobs)."""
+    from omnifarm.cli.perf_queue import measure_queue
+
+    report = measure_queue(
+        lengths=queued or [1_000, 100_000], num_workers=workers, leases_per_worker=leases, store=store
+    )
+    if json:
+        print_json(report)
