@@ -1,5 +1,6 @@
 """A real S3 server on loopback for proofs and tests: one SeaweedFS process in a folder, which may die and come back."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from omnifarm.errors import FarmError, StoreError
@@ -132,6 +134,21 @@ class LocalSeaweedFS:
             f"-s3.port={s3}",
             f"-s3.port.grpc={s3_grpc}",
         ]
+
+
+@contextlib.contextmanager
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the length of a `with` block; not for use beside other threads that read them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def weed_binary() -> str:

@@ -32,6 +32,12 @@ class CountingStore:
         """All requests."""
         return sum(self.requests.values())
 
+    def reset(self) -> None:
+        """Begin to count anew."""
+        with self._lock:
+            self.requests.clear()
+            self.by_key.clear()
+
     def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
         """See `Store.put`."""
         self._count("put", key)

@@ -292,7 +292,8 @@ def _make_client() -> Any:
         # Retries are ours: boto3's would hide that a conditional write was sent twice.
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=10,
-        read_timeout=60,
+        # Silence, not duration: the clock starts anew with every byte that arrives.
+        read_timeout=30,
         max_pool_connections=32,
         # Path style works everywhere; stores on an IP address or a bare host know nothing else.
         s3={"addressing_style": "path"} if _has_endpoint() else {},
