@@ -1,37 +1,206 @@
-"""`omnifarm farm`: see what the farm is doing, from the job records in its store."""
+"""`omnifarm farm`: see what the farm is doing, tell it what to do, and prove that it loses nothing."""
 
-from typing import Annotated
+import json as json_module
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from omnifarm.cli.output import Json, print_json, results
+from omnifarm.cli.output import Json, people, print_json, results
+from omnifarm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omnifarm.farm.job import JobRecord
+    from omnifarm.farm.queue import JobQueue
 
 app = typer.Typer(no_args_is_help=True)
+StoreUrl = Annotated[
+    str, typer.Option("--store", help="s3://bucket/prefix or a local folder.", envvar="OMNIFARM_STORE")
+]
+Which = Annotated[list[str] | None, typer.Argument(help="Concept names or job ids.")]
 
 
 @app.callback()
 def farm() -> None:
-    """See what the farm is doing."""
+    """See what the farm is doing, tell it what to do, and prove that it loses nothing."""
 
 
 @app.command()
-def status(
-    store: Annotated[
-        str, typer.Option("--store", help="s3://bucket/prefix or a local folder.", envvar="OMNIFARM_STORE")
-    ],
+def status(store: StoreUrl, json: Json = False) -> None:
+    """List every job: its state, step, attempts and, if it failed, why. Reads every record."""
+    records = _queue(store).list()
+    if json:
+        print_json([record.to_json() for record in records])
+        return
+    results.print(_table(records))
+
+
+@app.command()
+def watch(
+    store: StoreUrl,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+    rows: Annotated[int, typer.Option(min=0, help="Most jobs in training shown one by one.")] = 20,
+    json: Annotated[bool, typer.Option("--json", help="One line of JSON a look instead of a table.")] = False,
+) -> None:
+    """Show the farm live until its jobs are finished: totals, rate, time left, and what is in training.
+
+    A look costs one request per thousand jobs and one per job in training, however long the queue is.
+    """
+    from rich.live import Live
+
+    from omnifarm.clock import SystemClock
+    from omnifarm.farm.overview import glance
+    from omnifarm.farm.progress import ProgressMeter
+
+    queue, clock = _queue(store), SystemClock()
+    meter, ids = ProgressMeter(clock), queue.records.ids()
+    num_steps = queue.get(ids[0]).num_steps if ids else 1
+    with Live(console=people, auto_refresh=False, transient=json) as live:
+        while True:
+            seen = glance(queue)
+            look = meter.glance(seen, num_steps=num_steps)
+            if json:
+                line = {**seen.to_json(), "steps_per_s": look.steps_per_s, "left_s": look.left_s}
+                print(json_module.dumps(line), flush=True)
+            else:
+                table = _table(sorted(seen.held, key=lambda record: record.name)[:rows])
+                table.title = f"{look.line()}; {seen.ready} ready, {len(seen.held)} held, {seen.resting} resting"
+                live.update(table, refresh=True)
+            if look.is_finished:
+                return
+            clock.sleep_s(every)
+
+
+@app.command()
+def retry(store: StoreUrl, which: Which = None, everything: Annotated[bool, typer.Option("--all")] = False) -> None:
+    """Queue failed or cancelled jobs again, with their strikes forgotten."""
+    from omnifarm.farm.job import JobState
+
+    queue = _queue(store)
+    records = _chosen(queue, which, everything=everything)
+    for record in records:
+        if record.state in (JobState.FAILED, JobState.CANCELLED):
+            people.print(f"{escape(record.name)}: {queue.retry(record.job_id).state.value}")
+
+
+@app.command()
+def cancel(store: StoreUrl, which: Which = None, everything: Annotated[bool, typer.Option("--all")] = False) -> None:
+    """Call unfinished jobs off; a worker that trains one lets it go at its next heartbeat."""
+    queue = _queue(store)
+    for record in _chosen(queue, which, everything=everything):
+        if not record.state.is_finished:
+            people.print(f"{escape(record.name)}: {queue.cancel(record.job_id).state.value}")
+
+
+@app.command()
+def drain(
+    store: StoreUrl,
+    now: Annotated[bool, typer.Option("--now", help="Save and give back what is in training, too.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Take the order back.")] = False,
+) -> None:
+    """Let workers finish what they have and take nothing new, until `--resume`."""
+    from omnifarm.farm.control import FarmControl, Order
+    from omnifarm.store.open import open_store
+
+    control = FarmControl(open_store(store))
+    if resume:
+        control.resume()
+        people.print("workers lease again")
+        return
+    control.order(Order.STOP if now else Order.DRAIN)
+    people.print("workers " + ("save, give back and leave" if now else "finish what they have and leave"))
+
+
+@app.command()
+def gc(
+    store: StoreUrl,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     json: Json = False,
 ) -> None:
-    """List every job: its state, step, attempts and, if it failed, why."""
+    """Remove what nothing refers to, and file again what a crash left unfiled. Reads every record."""
+    from omnifarm.farm.garbage import collect_garbage
+    from omnifarm.store.open import open_store
+
+    report = collect_garbage(open_store(store), queue=_queue(store), dry_run=dry_run)
+    if json:
+        print_json(report.to_json())
+        return
+    for name, keys in report.to_json().items():
+        people.print(f"{name}: {len(keys)}")
+
+
+@app.command()
+def chaos(
+    seed: Annotated[int, typer.Option(help="Chooses what fails when.")] = 0,
+    concepts: Annotated[int, typer.Option(min=1, help="Drawn concepts to learn.")] = 12,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per concept.")] = 60,
+    data: Annotated[str | None, typer.Option(help="Folder of concept folders instead of drawn ones.")] = None,
+    backbone: Annotated[str, typer.Option(help="miniature or a checkpoint folder.")] = "miniature",
+    recipe: Annotated[str, typer.Option(help="Recipe settings as JSON.")] = '{"batch_size": 2}',
+    fault: Annotated[list[str] | None, typer.Option(help="Only this fault; may be repeated.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep stores and logs in this empty folder.")] = None,
+    json: Json = False,
+) -> None:
+    """Learn concepts on several nodes and a real S3 server while workers, nodes, drivers and the server are killed.
+
+    Exit code 1 unless every concept is committed exactly once, nothing is torn, and all soft tokens are bit for bit
+    those of an undisturbed run.
+    """
+    from omnifarm.cli.farm_chaos import FAULTS, ChaosConfig, is_passed, run_chaos
+    from omnifarm.miniature.benchmark import write_concept_folders
+
+    if unknown := sorted(set(fault or ()) - set(FAULTS)):
+        raise ConfigError(f"no fault is named {', '.join(unknown)}; there are: {', '.join(FAULTS)}")
+    faults = tuple(fault or FAULTS)
+    with tempfile.TemporaryDirectory(prefix="omf-chaos-", ignore_cleanup_errors=True) as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConfigError(f"expected an empty folder for --keep, found files in {folder}")
+        if data is None:
+            data = str(folder / "concepts")
+            thirds = [concepts // 3 + (part < concepts % 3) for part in range(3)]
+            write_concept_folders(Path(data), num_persons=thirds[0], num_pets=thirds[1], num_objects=thirds[2])
+        config = ChaosConfig(
+            concepts=os.path.abspath(data), backbone=backbone, steps=steps, recipe=recipe, seed=seed, faults=faults
+        )
+        verdict = run_chaos(config, folder=folder.resolve(), checkout=Path.cwd())
+    if json:
+        print_json(verdict)
+    else:
+        for name, value in verdict.items():
+            results.print(f"{name}: {value}")
+    if not is_passed(verdict, num_faults=len(faults)):
+        raise typer.Exit(1)
+
+
+def _queue(store: str) -> "JobQueue":
     from omnifarm.clock import SystemClock
     from omnifarm.farm.queue import JobQueue
     from omnifarm.store.open import open_store
 
-    records = JobQueue(open_store(store), clock=SystemClock()).list()
-    if json:
-        print_json([record.to_json() for record in records])
-        return
+    return JobQueue(open_store(store), clock=SystemClock())
+
+
+def _chosen(queue: "JobQueue", which: Sequence[str] | None, *, everything: bool) -> "list[JobRecord]":
+    if everything == bool(which):
+        raise ConfigError("name the concepts or jobs, or give --all")
+    records = queue.list()
+    if everything:
+        return records
+    wanted = set(which or ())
+    found = [record for record in records if wanted & {record.name, record.job_id}]
+    if missing := wanted - {name for record in found for name in (record.name, record.job_id)}:
+        raise ConfigError(f"no job named {', '.join(sorted(missing))} in this store; see `omnifarm farm status`")
+    return found
+
+
+def _table(records: "Sequence[JobRecord]") -> Table:
     table = Table("concept", "state", "step", "attempts", "reason", box=None)
     for record in records:
         table.add_row(
@@ -39,6 +208,6 @@ def status(
             record.state.value,
             f"{record.step}/{record.num_steps}",
             str(record.attempts),
-            escape((record.error or "").splitlines()[0] if record.error else ""),
+            escape((record.error or "").partition("\n")[0]),
         )
-    results.print(table)
+    return table

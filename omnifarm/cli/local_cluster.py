@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,12 +53,72 @@ def ray_program(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "ray.scripts.scripts", *arguments]
 
 
+class LocalNode:
+    """A further node of a local cluster: a raylet of its own on the same machine, which may be killed.
+
+    Args:
+        cluster: The cluster to join.
+        num_cpus: Logical CPUs it offers.
+        environment: More variables for everything that runs on it.
+    """
+
+    def __init__(self, cluster: LocalCluster, *, num_cpus: int, environment: Mapping[str, str]) -> None:
+        command = ray_program(
+            "start",
+            "--block",
+            f"--address={cluster.address}",
+            "--node-ip-address=127.0.0.1",
+            f"--dashboard-agent-listen-port={free_port()}",
+            f"--num-cpus={num_cpus}",
+            "--object-store-memory=80000000",
+            "--disable-usage-stats",
+        )
+        with (cluster.folder / "nodes.log").open("ab") as sink:
+            self._process = psutil.Popen(
+                command,
+                env={**cluster.environment, **environment},
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                cwd=cluster.folder,
+            )
+
+    def workers(self) -> list[psutil.Process]:
+        """Return the training workers that run on it now."""
+        found = []
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):
+                # Ray renames its actors' processes after their class.
+                if "RayTrainWorker" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def kill_raylet(self) -> bool:
+        """Kill its raylet at once, as a lost machine would; its workers die of it. False when there is none to kill."""
+        for process in self._family():
+            with contextlib.suppress(psutil.Error):
+                if process.name() == "raylet":
+                    process.kill()
+                    return True
+        return False
+
+    def end(self) -> None:
+        """End whatever is left of it; safe to repeat."""
+        end_processes([*self._family(), self._process], patience_s=1.0)
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return self._process.children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+
 @contextlib.contextmanager
-def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
+def local_cluster(*, num_cpus: int, environment: Mapping[str, str] | None = None) -> Iterator[LocalCluster]:
     """Run a one-node Ray cluster on loopback for the length of a `with` block.
 
     Args:
-        num_cpus: Logical CPUs the cluster schedules (>= 1).
+        num_cpus: Logical CPUs the head node schedules (>= 0; with 0 it needs a `LocalNode` to run anything).
+        environment: More variables for everything that runs on it.
 
     Yields:
         The running cluster.
@@ -87,6 +147,7 @@ def local_cluster(*, num_cpus: int) -> Iterator[LocalCluster]:
         # Ray would run training at the lowest priority, behind every idle program of the machine.
         "RAY_worker_niceness": "0",
         "GLOO_SOCKET_IFNAME": "lo",
+        **(environment or {}),
     }
     command = ray_program(
         "start",

@@ -79,3 +79,21 @@ def sharding(
             f"{numbers['peak_memory_fraction']:.1%} at the most; all together hold {numbers['host_memory_fraction']:.1%} "
             f"and read {numbers['read_fraction']:.1%} of the file"
         )
+
+
+@app.command()
+def queue(
+    queued: Annotated[list[int] | None, typer.Option(help="Length of the queue; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Workers that lease at the same time.")] = 64,
+    leases: Annotated[int, typer.Option(min=1, help="Leases of every worker.")] = 8,
+    store: Annotated[str | None, typer.Option(help="Measure on this store; default: a SeaweedFS started here.")] = None,
+    json: Json = False,
+) -> None:
+    """Lease with many workers at once from a short and from a long queue (default 1,000 and 100,000 jobs)."""
+    from omnifarm.cli.perf_queue import measure_queue
+
+    report = measure_queue(
+        lengths=queued or [1_000, 100_000], num_workers=workers, leases_per_worker=leases, store=store
+    )
+    if json:
+        print_json(report)

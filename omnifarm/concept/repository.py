@@ -70,7 +70,7 @@ class ConceptRepository:
             return False
         # Tensors lie under their own digest until the manifest names them, so two racing writers with different
         # rounding cannot leave one's manifest over the other's tensors.
-        self._store.put(folder + _tensors_file(manifest.tensors_digest), data)
+        self._store.put(folder + tensors_file(manifest.tensors_digest), data)
         try:
             self._store.put(folder + MANIFEST_FILE, encode_manifest(manifest), if_none_match=True)
         except PreconditionError:
@@ -157,7 +157,7 @@ class ConceptRepository:
                 expected=manifest.fingerprint,
                 found=fingerprint,
             )
-        key = _folder(name, manifest.version) + _tensors_file(manifest.tensors_digest)
+        key = _folder(name, manifest.version) + tensors_file(manifest.tensors_digest)
         data = self._store.get(key).data
         if len(data) <= MAX_TENSOR_BYTES and tensors_digest(data) != manifest.tensors_digest:
             raise ArtifactError(
@@ -195,7 +195,8 @@ def _folder(name: str, version: str) -> str:
     return f"{PREFIX}{name}/{version}/"
 
 
-def _tensors_file(digest: str) -> str:
+def tensors_file(digest: str) -> str:
+    """Return the name of the object with the soft tokens of this digest."""
     stem, _, suffix = TENSORS_FILE.partition(".")
     return f"{stem}-{digest[:16]}.{suffix}"
 

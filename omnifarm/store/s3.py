@@ -6,6 +6,7 @@ of its bytes, verified on each read, and the random mark of the write that made 
 repeated conditional write is refused, the mark tells whether the first try had won.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -13,7 +14,7 @@ import random
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import boto3
@@ -209,6 +210,34 @@ class S3Store:
         raise AssertionError("the last try returns or raises")
 
 
+def create_bucket(bucket: str, *, environment: Mapping[str, str]) -> None:
+    """Create a bucket on a server just started and check that it takes objects; safe to repeat.
+
+    Args:
+        bucket: Its name.
+        environment: The AWS variables by which the server is reached.
+
+    Raises:
+        StoreError: The server does not take objects (yet).
+    """
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL_S3"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name=environment["AWS_REGION"],
+        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
+    )
+    try:
+        with contextlib.suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key="warm-up", Body=b"x")
+    except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+        raise translate(error, url=f"s3://{bucket}", key="warm-up") from _without_secrets(error)
+    finally:
+        client.close()
+
+
 def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed a moment later."""
     if isinstance(error, botocore.exceptions.ClientError):
@@ -263,7 +292,8 @@ def _make_client() -> Any:
         # Retries are ours: boto3's would hide that a conditional write was sent twice.
         retries={"total_max_attempts": 1, "mode": "standard"},
         connect_timeout=10,
-        read_timeout=60,
+        # Silence, not duration: the clock starts anew with every byte that arrives.
+        read_timeout=30,
         max_pool_connections=32,
         # Path style works everywhere; stores on an IP address or a bare host know nothing else.
         s3={"addressing_style": "path"} if _has_endpoint() else {},

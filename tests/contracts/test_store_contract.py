@@ -9,13 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from omnifarm.cli.local_seaweedfs import LocalSeaweedFS
 from omnifarm.errors import AccessError, NotFoundError, PreconditionError, StoreError
 from omnifarm.store.base import Store
 from omnifarm.store.local import LocalStore
 from omnifarm.store.memory import MemoryStore
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
-from tests.seaweedfs import SeaweedFS
 
 _numbers = itertools.count()
 IMPLEMENTATIONS = ["memory", "local", pytest.param("s3", marks=pytest.mark.s3)]
@@ -28,7 +28,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     elif request.param == "local":
         yield LocalStore(tmp_path / "store", fsync=False)
     else:
-        server: SeaweedFS = request.getfixturevalue("seaweedfs")
+        server: LocalSeaweedFS = request.getfixturevalue("seaweedfs")
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
         yield open_store(f"s3://{server.bucket}/contract-{next(_numbers)}")
@@ -230,7 +230,7 @@ def test_the_probe_accepts_the_store_and_leaves_nothing(store: Store) -> None:
 
 
 @pytest.mark.s3
-def test_two_s3_prefixes_do_not_meet(seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_s3_prefixes_do_not_meet(seaweedfs: LocalSeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in seaweedfs.environment().items():
         monkeypatch.setenv(name, value)
     one, other = (open_store(f"s3://{seaweedfs.bucket}/{name}") for name in ("apart", "apart2/"))
@@ -244,7 +244,7 @@ def test_two_s3_prefixes_do_not_meet(seaweedfs: SeaweedFS, monkeypatch: pytest.M
     ("variable", "advice"), [("AWS_SECRET_ACCESS_KEY", "SECRET_ACCESS_KEY"), ("AWS_ACCESS_KEY_ID", "ACCESS_KEY_ID")]
 )
 def test_wrong_credentials_are_explained_without_being_told(
-    seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch, variable: str, advice: str
+    seaweedfs: LocalSeaweedFS, monkeypatch: pytest.MonkeyPatch, variable: str, advice: str
 ) -> None:
     for name, value in seaweedfs.environment().items():
         monkeypatch.setenv(name, value)
@@ -256,7 +256,7 @@ def test_wrong_credentials_are_explained_without_being_told(
 
 
 @pytest.mark.s3
-def test_a_bucket_that_does_not_exist_is_explained(seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_that_does_not_exist_is_explained(seaweedfs: LocalSeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in seaweedfs.environment().items():
         monkeypatch.setenv(name, value)
     with pytest.raises(AccessError, match="no such bucket"):
@@ -265,7 +265,7 @@ def test_a_bucket_that_does_not_exist_is_explained(seaweedfs: SeaweedFS, monkeyp
 
 @pytest.mark.s3
 def test_bytes_that_changed_behind_our_back_are_not_returned(
-    seaweedfs: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+    seaweedfs: LocalSeaweedFS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import boto3
 

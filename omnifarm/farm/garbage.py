@@ -1,0 +1,92 @@
+"""What a farm leaves lying about, and its removal: broken-off moves, old checkpoints, tensors nobody's manifest names.
+
+Also mends what only a crash in the middle of an order can leave: an unfinished job without an index entry.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omnifarm.concept.artifact import decode_manifest
+from omnifarm.concept.repository import MANIFEST_FILE, tensors_file
+from omnifarm.concept.repository import PREFIX as ARTIFACTS
+from omnifarm.errors import ArtifactError, NotFoundError
+from omnifarm.farm.index import FAILED, LATER, READY, entry_of
+from omnifarm.farm.job import JobRecord
+from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.worker import CHECKPOINTS
+from omnifarm.store.base import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GarbageReport:
+    """What was found, and removed or mended unless it was a dry run."""
+
+    mended: tuple[str, ...]
+    """Jobs that were filed anew."""
+    entries: tuple[str, ...]
+    """Index entries in the wrong place."""
+    checkpoints: tuple[str, ...]
+    """Checkpoints of jobs that are finished or gone."""
+    tensors: tuple[str, ...]
+    """Soft tokens that no manifest names, of jobs that are finished or gone."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {name: list(getattr(self, name)) for name in self.__slots__}
+
+
+def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageReport:
+    """Remove what nothing refers to. Safe beside running workers, and safe to repeat.
+
+    Reads every record: a task for a quiet hour, not for a loop.
+
+    Args:
+        store: The farm's store.
+        queue: Its queue.
+        dry_run: Only say what would be done.
+    """
+    # Listed before the records are read: what a worker writes meanwhile is not touched.
+    entries = [entry for kind in (READY, LATER, FAILED) for entry in queue.index.entries(kind)]
+    checkpoints = list(store.list(CHECKPOINTS))
+    artifacts = list(store.list(ARTIFACTS))
+    records = {record.job_id: record for record in queue.list()}
+    wrong = [entry for entry in entries if _entry(records.get(entry.job_id)) != entry.key]
+    filed = {entry.key for entry in entries}
+    unfiled = [job_id for job_id, record in records.items() if (_entry(record) or "") not in filed | {""}]
+    old = [key for key in checkpoints if _is_over(records, key.removeprefix(CHECKPOINTS).partition(".")[0])]
+    orphans = [key for key in _unnamed(store, artifacts) if _is_over(records, key.split("/")[2])]
+    if not dry_run:
+        for job_id in unfiled:
+            queue.records.change(job_id, lambda record: record)
+        for entry in wrong:
+            queue.records.mend(entry)
+        for key in [*old, *orphans]:
+            store.delete(key)
+    return GarbageReport(
+        mended=tuple(unfiled),
+        entries=tuple(entry.key for entry in wrong),
+        checkpoints=tuple(old),
+        tensors=tuple(orphans),
+    )
+
+
+def _entry(record: JobRecord | None) -> str | None:
+    entry = None if record is None else entry_of(record)
+    return None if entry is None else entry.key
+
+
+def _is_over(records: dict[str, JobRecord], job_id: str) -> bool:
+    return job_id not in records or records[job_id].state.is_finished
+
+
+def _unnamed(store: Store, keys: list[str]) -> list[str]:
+    """Return the keys of tensors that their version's manifest does not name."""
+    named = set()
+    for key in keys:
+        if key.endswith(f"/{MANIFEST_FILE}"):
+            try:
+                manifest = decode_manifest(store.get(key).data, where=key)
+                named.add(key.removesuffix(MANIFEST_FILE) + tensors_file(manifest.tensors_digest))
+            except (ArtifactError, NotFoundError):
+                named |= {other for other in keys if other.rpartition("/")[0] == key.rpartition("/")[0]}
+    return [key for key in keys if key not in named and not key.endswith(f"/{MANIFEST_FILE}") and key.count("/") == 3]
