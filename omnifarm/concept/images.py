@@ -10,9 +10,10 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from omnifarm.backbone.image_ops import to_rgb
 from omnifarm.errors import ConceptError
@@ -21,6 +22,9 @@ PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 """File names that are read as photographs."""
 OTHER_PICTURE_SUFFIXES = (".heic", ".heif", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".svg", ".dng", ".jxl")
 """File names that look like photographs but are not read; loaders say so instead of passing over them."""
+
+Refusal = Literal["too_large", "format", "unusable"]
+"""Why a photograph is refused: bytes or pixels, another format, or anything else about it."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -89,17 +93,19 @@ def read_image(data: bytes, *, where: str, limits: ImageLimits = DEFAULT_LIMITS)
         limits: What is let in.
 
     Returns:
-        An 8-bit RGB image, EXIF orientation applied, alpha laid over white, no metadata. Colour profiles are
-        dropped without conversion.
+        An 8-bit sRGB image, EXIF orientation applied, alpha laid over white, no metadata. A colour profile is
+        applied and dropped; one that cannot be read is dropped unapplied.
 
     Raises:
-        ConceptError: Names the file, what was found and what to do; `facts` hold `file`, `what` and `fix`.
+        ConceptError: Names the file, what was found and what to do; `facts` hold `file`, `what`, `fix` and a
+            `reason` (`Refusal`).
     """
     if len(data) > limits.max_bytes:
         raise _refusal(
             where,
             f"holds {len(data):,} bytes, at most {limits.max_bytes:,} are read",
             "make it smaller (resize, recompress)",
+            reason="too_large",
         )
     kind = _container(data, where)
     _require_complete(data, kind, where)
@@ -110,12 +116,15 @@ def read_image(data: bytes, *, where: str, limits: ImageLimits = DEFAULT_LIMITS)
             with Image.open(io.BytesIO(data), formats=[kind]) as opened:
                 _require_size(opened.size, where, limits)
                 turned = _upright(opened)
-                return _plain(turned)
+                return _plain(turned, profile=opened.info.get("icc_profile"))
     except ConceptError:
         raise
     except Image.DecompressionBombError as error:
         raise _refusal(
-            where, f"has more pixels than the {limits.max_pixels:,} that are read", "make it smaller (resize)"
+            where,
+            f"has more pixels than the {limits.max_pixels:,} that are read",
+            "make it smaller (resize)",
+            reason="too_large",
         ) from error
     except _DECODER_ERRORS as error:
         raise _refusal(
@@ -147,7 +156,9 @@ def _container(data: bytes, where: str) -> str:
     for magic, name in _FOREIGN:
         if data.startswith(magic):
             found = name
-    raise _refusal(where, f"is {found}, expected a PNG, JPEG or WebP photograph", "export it as JPEG or PNG")
+    raise _refusal(
+        where, f"is {found}, expected a PNG, JPEG or WebP photograph", "export it as JPEG or PNG", reason="format"
+    )
 
 
 def _require_complete(data: bytes, kind: str, where: str) -> None:
@@ -179,6 +190,7 @@ def _require_size(size: tuple[int, int], where: str, limits: ImageLimits) -> Non
             where,
             f"has {width}x{height} = {width * height:,} pixels, at most {limits.max_pixels:,} are read",
             "make it smaller (resize)",
+            reason="too_large",
         )
     if min(size) < limits.min_side:
         raise _refusal(
@@ -206,7 +218,9 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if transpose is None else image.transpose(transpose)
 
 
-def _plain(image: Image.Image) -> Image.Image:
+def _plain(image: Image.Image, *, profile: bytes | None) -> Image.Image:
+    if profile:
+        image = _in_srgb(image, profile)
     if image.mode.startswith("I"):
         # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling.
         wide = np.asarray(image).astype(np.int64)
@@ -215,5 +229,30 @@ def _plain(image: Image.Image) -> Image.Image:
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 
 
-def _refusal(where: str, what: str, fix: str) -> ConceptError:
-    return ConceptError(f"{where}: {what}; {fix}", file=where, what=what, fix=fix)
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Apply a colour profile: a phone's wide colours would otherwise be learned as paler ones."""
+    if image.mode == "P":
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    if image.mode not in ("RGB", "RGBA", "CMYK", "L"):
+        return image
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(given).lower():
+            return image
+        alpha = image.getchannel("A") if image.mode == "RGBA" else None
+        colours = image.convert("RGB") if alpha is not None else image
+        converted = ImageCms.profileToProfile(
+            colours, given, ImageCms.createProfile("sRGB"), outputMode="RGB", inPlace=False
+        )
+    except (ImageCms.PyCMSError, *_DECODER_ERRORS):
+        # A damaged profile, or one for another kind of picture, says nothing about the pixels.
+        return image
+    if converted is None:
+        return image
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
+
+
+def _refusal(where: str, what: str, fix: str, *, reason: Refusal = "unusable") -> ConceptError:
+    return ConceptError(f"{where}: {what}; {fix}", file=where, what=what, fix=fix, reason=reason)

@@ -168,12 +168,13 @@ class ConceptRepository:
         layout = SoftTokenLayout(num_und=manifest.num_und, num_gen=manifest.num_gen, is_coupled=manifest.is_coupled)
         return manifest, decode_soft_tokens(data, layout=layout, width=manifest.width, where=key)
 
-    def delete(self, name: str) -> int:
-        """Delete every version of a concept; return how many there were. Safe to repeat."""
+    def delete(self, name: str, *, version: str | None = None) -> int:
+        """Delete one version of a concept, or every one; return how many there were. Safe to repeat."""
         check_name(name)
-        versions = self._versions(name)
+        folder = f"{PREFIX}{name}/" if version is None else _folder(name, version)
+        versions = [known for known in self._versions(name) if version in (None, known[1])]
         # Manifests first: from then on nobody finds the tensors.
-        keys = sorted(self._store.list(f"{PREFIX}{name}/"), key=lambda key: not key.endswith(f"/{MANIFEST_FILE}"))
+        keys = sorted(self._store.list(folder), key=lambda key: not key.endswith(f"/{MANIFEST_FILE}"))
         for key in keys:
             self._store.delete(key)
         return len(versions)

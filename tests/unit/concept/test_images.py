@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from omnifarm.concept.images import ImageLimits, pixel_digest, read_image
@@ -157,3 +157,40 @@ def test_no_damage_gets_past_as_another_error(data: bytes, changes: list[tuple[i
         damaged[place % len(damaged)] = value
     with contextlib.suppress(ConceptError):
         assert read_image(bytes(damaged), where="a", limits=ImageLimits(max_pixels=10_000)).mode == "RGB"
+
+
+def test_a_colour_profile_is_applied_before_it_is_dropped() -> None:
+    wide = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    buffer = io.BytesIO()
+    lab_as_rgb = Image.new("RGB", (32, 32), (120, 60, 30))
+    lab_as_rgb.save(buffer, format="PNG", icc_profile=wide.tobytes())
+    # A profile for another kind of picture is dropped, and the pixels stay.
+    assert read_image(buffer.getvalue(), where="a.png").getpixel((0, 0)) == (120, 60, 30)
+    buffer = io.BytesIO()
+    lab_as_rgb.save(buffer, format="PNG", icc_profile=gamma_one_profile())
+    # Linear light 120/255 is encoded as about 183/255 in sRGB.
+    red = read_image(buffer.getvalue(), where="a.png").getpixel((0, 0))
+    assert red == pytest.approx((183, 133, 96), abs=3)
+    assert "icc_profile" not in read_image(buffer.getvalue(), where="a.png").info
+
+
+def test_a_damaged_colour_profile_is_dropped() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (120, 60, 30)).save(buffer, format="PNG", icc_profile=b"no profile")
+    assert read_image(buffer.getvalue(), where="a.png").getpixel((0, 0)) == (120, 60, 30)
+
+
+def gamma_one_profile() -> bytes:
+    """sRGB's colours with a linear tone curve: sRGB's profile, its three curves replaced by the identity."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for index in range(struct.unpack_from(">I", data, 128)[0]):
+        tag, offset, _ = struct.unpack_from(">4sII", data, 132 + 12 * index)
+        if tag in (b"rTRC", b"gTRC", b"bTRC"):
+            # A parametric curve of type 0 with exponent 1.
+            struct.pack_into(">4sIHHi", data, offset, b"para", 0, 0, 0, 65536)
+        # A profile that calls itself sRGB is taken at its word.
+        if tag == b"desc":
+            data[offset : offset + 64] = bytes(data[offset : offset + 64]).replace(
+                b"\x00s\x00R\x00G\x00B", b"\x00l\x00i\x00n\x00e"
+            )
+    return bytes(data)
