@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
-from omnifarm.cli import backbone, concept, demo, farm, miniature, perf, serve, train
+from omnifarm.cli import backbone, concept, demo, farm, miniature, perf, serve, tenant, train
 from omnifarm.errors import OmniFarmError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.add_typer(demo.app, name="demo", help="Learn several concepts on a local clu
 app.add_typer(concept.app, name="concept", help="Check concept folders; list, show and delete what was learned.")
 app.add_typer(train.app, name="train", help="Learn concepts in this process, without a cluster.")
 app.add_typer(farm.app, name="farm", help="See what the farm is doing.")
+app.add_typer(tenant.app, name="tenant", help="Who may use a server: tenants and their keys.")
 app.add_typer(backbone.app, name="backbone", help="Inspect a backbone and hold it to golden vectors.")
 app.add_typer(miniature.app, name="miniature", help="The embedded drawn world: write fresh concepts to learn.")
 app.add_typer(perf.app, name="perf", help="Measure speed as ratios, side by side.")
