@@ -112,6 +112,21 @@ class JobRecords:
             job_id=job_id,
         )
 
+    def forget(self, job_id: str) -> None:
+        """Delete a finished job's record, so that the same work may be submitted anew. Safe to repeat.
+
+        Raises:
+            FarmError: The job is unfinished: somebody may hold it; cancel it first.
+        """
+        with contextlib.suppress(NotFoundError):
+            record, _ = self.read(job_id)
+            if not record.state.is_finished:
+                raise FarmError(f"job {record.name!r} is {record.state.value}; cancel it before it is forgotten")
+            entry = entry_of(record)
+            if entry is not None:
+                self.index.delete(entry)
+        self._store.delete(_key(job_id))
+
     def swap(self, before: JobRecord, after: JobRecord, etag: str) -> JobRecord | None:
         """Write `after` over exactly the version `before`, and file it; None if somebody else wrote first.
 
