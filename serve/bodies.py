@@ -1,10 +1,12 @@
-"""Reading request bodies: capped before they are parsed, as JSON or as a multipart form, into one schema."""
+"""Reading request bodies: capped while they arrive, as JSON or as a multipart form, into one schema.
 
-import base64
-import binascii
+Files and other values are told apart here: a form's files come back as `Upload`s under their field names, everything
+else must match the schema.
+"""
+
 import json
-import re
-from typing import Any, TypeVar, get_origin
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args, get_origin
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -17,51 +19,142 @@ from omnifarm.errors import RequestError
 from serve.errors import TooLargeError, UnsupportedMediaError, explain
 
 Body = TypeVar("Body", bound=BaseModel)
-_DATA_URL = re.compile(r"\Adata:[\w.+-]+/[\w.+-]+;base64,")
+JSON = "application/json"
+"""Media type of JSON bodies."""
+FORM = "multipart/form-data"
+"""Media type of forms."""
 
 
-async def read_body(request: Request, schema: type[Body], *, max_bytes: int) -> tuple[Body, bytes | None]:
-    """Read and check a request's body.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """One file of a form."""
+
+    name: str
+    """The file's own name, as the client gave it."""
+    data: bytes
+    """Its bytes, not yet looked at."""
+
+
+async def read_json(request: Request, schema: type[Body], *, max_bytes: int) -> Body:
+    """Read and check a JSON body.
 
     Args:
-        request: Its content type must be `application/json` or `multipart/form-data`.
-        schema: What the body must hold. A form gives the same fields; `image` is a file, a list is a repeated field.
+        request: Its content type must be `application/json`.
+        schema: What the body must hold.
         max_bytes: Larger bodies are refused while they arrive.
-
-    Returns:
-        The body, and the bytes of its picture if it has one, not yet looked at.
 
     Raises:
         TooLargeError: The body exceeds `max_bytes`.
         UnsupportedMediaError: Another content type.
         RequestError: The body does not parse or does not match the schema.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in ("application/json", "multipart/form-data"):
-        raise UnsupportedMediaError(
-            f"expected a body of type application/json or multipart/form-data, found {kind or 'none'!r}",
-            found=kind,
-        )
+    _require_kind(request, JSON)
     raw = await _read_capped(request, max_bytes=max_bytes)
-    if kind == "application/json":
-        values, picture = _from_json(raw)
-    else:
-        values, picture = await _from_form(request, raw, schema=schema)
     try:
-        body = schema.model_validate(values)
+        values = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise RequestError("expected a JSON object as body, found something that does not parse") from None
+    if not isinstance(values, dict):
+        raise RequestError(f"expected a JSON object as body, found a {type(values).__name__}")
+    return checked(schema, values)
+
+
+async def read_form(
+    request: Request, schema: type[Body], *, max_bytes: int, max_files: int
+) -> tuple[Body, dict[str, list[Upload]]]:
+    """Read and check a form.
+
+    Args:
+        request: Its content type must be `multipart/form-data`.
+        schema: What the fields must hold; a list is a repeated field (`name` or `name[]`).
+        max_bytes: Larger bodies are refused while they arrive.
+        max_files: Files in all.
+
+    Returns:
+        The fields, and the files by field name (`image[]` counts as `image`).
+
+    Raises:
+        TooLargeError: The body exceeds `max_bytes`.
+        UnsupportedMediaError: Another content type.
+        RequestError: The body does not parse or does not match the schema.
+    """
+    _require_kind(request, FORM)
+    raw = await _read_capped(request, max_bytes=max_bytes)
+
+    async def replay_body() -> Message:
+        return {"type": "http.request", "body": raw, "more_body": False}
+
+    values: dict[str, Any] = {}
+    files: dict[str, list[Upload]] = {}
+    try:
+        async with Request(request.scope, replay_body).form(max_files=max_files, max_fields=64) as form:
+            for key, value in form.multi_items():
+                name = key.removesuffix("[]")
+                if isinstance(value, UploadFile):
+                    files.setdefault(name, []).append(Upload(name=value.filename or "", data=await value.read()))
+                elif _is_list(schema, name):
+                    values.setdefault(name, []).append(value)
+                else:
+                    values[name] = value
+    except (MultiPartException, HTTPException) as error:
+        reason = error.detail if isinstance(error, HTTPException) else error
+        raise RequestError(f"expected a form this server can read, found another: {reason}") from None
+    return checked(schema, values), files
+
+
+def checked(schema: type[Body], values: dict[str, Any]) -> Body:
+    """Return `values` as `schema`.
+
+    Raises:
+        RequestError: They do not match; the message names every field.
+    """
+    try:
+        return schema.model_validate(values)
     except ValidationError as error:
-        raise RequestError(explain([dict(detail) for detail in error.errors()])) from None
-    return body, picture
+        details = [dict(detail) for detail in error.errors()]
+        location = details[0].get("loc") if details else None
+        field = str(location[0]) if isinstance(location, tuple) and location else None
+        raise RequestError(explain(details), field=field) from None
 
 
-def openapi_body(schema: type[BaseModel]) -> dict[str, Any]:
-    """The OpenAPI entry of a body that `read_body` reads."""
-    plain = schema.model_json_schema()
-    form = json.loads(json.dumps(plain))
-    if "image" in form["properties"]:
-        form["properties"]["image"] = {"type": "string", "format": "binary", "description": "The picture as a file."}
-    content = {"application/json": {"schema": plain}, "multipart/form-data": {"schema": form}}
-    return {"requestBody": {"required": True, "content": content}}
+def openapi_json(schema: type[BaseModel]) -> dict[str, Any]:
+    """The OpenAPI entry of a body that `read_json` reads."""
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": _inlined(schema)}}}}
+
+
+def openapi_form(schema: type[BaseModel], *, files: dict[str, str], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The OpenAPI entry of a form that `read_form` reads; `files` maps file fields to their descriptions."""
+    document = _inlined(schema)
+    for name, description in files.items():
+        document["properties"][name] = {"type": "string", "format": "binary", "description": description}
+    document["required"] = [*document.get("required", []), *required]
+    return {"requestBody": {"required": True, "content": {FORM: {"schema": document}}}}
+
+
+def _inlined(schema: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema with its definitions put where they are used: references would point outside the operation."""
+    document = schema.model_json_schema(ref_template="#/$defs/{model}")
+    definitions = document.pop("$defs", {})
+
+    def resolve(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return resolve(definitions[node["$ref"].rpartition("/")[2]])
+            return {key: resolve(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [resolve(value) for value in node]
+        return node
+
+    resolved: dict[str, Any] = resolve(document)
+    return resolved
+
+
+def _require_kind(request: Request, expected: str) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != expected:
+        raise UnsupportedMediaError(
+            f"expected a body of type {expected}, found {kind[:80] or 'none'!r}", found=kind[:80]
+        )
 
 
 async def _read_capped(request: Request, *, max_bytes: int) -> bytes:
@@ -78,55 +171,13 @@ async def _read_capped(request: Request, *, max_bytes: int) -> bytes:
 
 def _too_large(max_bytes: int) -> TooLargeError:
     return TooLargeError(
-        f"expected a body of at most {max_bytes} bytes, found more; send a smaller picture", limit=max_bytes
+        f"expected a body of at most {max_bytes} bytes, found more; send smaller pictures", limit=max_bytes
     )
-
-
-def _from_json(raw: bytes) -> tuple[dict[str, Any], bytes | None]:
-    try:
-        values = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise RequestError("expected a JSON object as body, found something that does not parse") from None
-    if not isinstance(values, dict):
-        raise RequestError(f"expected a JSON object as body, found a {type(values).__name__}")
-    picture = values.get("image")
-    if not isinstance(picture, str):
-        return values, None
-    try:
-        decoded = base64.b64decode(_DATA_URL.sub("", picture), validate=True)
-    except (binascii.Error, ValueError):
-        raise RequestError("expected base64 in image, found something else", field="image") from None
-    return {**values, "image": ""}, decoded
-
-
-async def _from_form(request: Request, raw: bytes, *, schema: type[BaseModel]) -> tuple[dict[str, Any], bytes | None]:
-    async def replay_body() -> Message:
-        return {"type": "http.request", "body": raw, "more_body": False}
-
-    values: dict[str, Any] = {}
-    picture: bytes | None = None
-    try:
-        async with Request(request.scope, replay_body).form(max_files=1, max_fields=64) as form:
-            for name, value in form.multi_items():
-                if isinstance(value, UploadFile):
-                    if name != "image":
-                        raise RequestError(f"expected the file under the name image, found {name!r}", field=name)
-                    picture = await value.read()
-                    values["image"] = ""
-                elif _is_list(schema, name):
-                    values.setdefault(name, []).append(value)
-                else:
-                    values[name] = value
-    except (MultiPartException, HTTPException) as error:
-        raise RequestError(f"expected a multipart form, found one that does not parse: {error}") from None
-    if picture is None and "image" in values:
-        raise RequestError("expected image as a file in a form, found text; use JSON for base64", field="image")
-    return values, picture
 
 
 def _is_list(schema: type[BaseModel], name: str) -> bool:
     field = schema.model_fields.get(name)
     if field is None:
         return False
-    options = getattr(field.annotation, "__args__", (field.annotation,))
-    return any(get_origin(option) in (list, tuple) for option in (field.annotation, *options))
+    options = (field.annotation, *get_args(field.annotation))
+    return any(get_origin(option) in (list, tuple) for option in options)

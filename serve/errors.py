@@ -1,6 +1,13 @@
-"""Which HTTP status an error has, and the JSON that every error becomes. Codes are chosen here and nowhere else."""
+"""Which HTTP status an error has, and the JSON that every error becomes. Codes are chosen here and nowhere else.
+
+    {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+
+The shape is OpenAI's, so that its clients raise the right exception and know what may be tried again.
+"""
 
 import logging
+import math
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -11,29 +18,20 @@ from omnifarm.errors import (
     ArtifactError,
     ConceptError,
     ConfigError,
+    FarmError,
+    NotFoundError,
     OmniFarmError,
     OverloadedError,
     RequestError,
+    ServingError,
     StoreError,
     UnknownConceptError,
 )
 from omnifarm.logs import event
-from serve.schemas import ErrorReply
 
 _LOG = logging.getLogger("omnifarm.serve")
-RETRY_AFTER_S = 2
-"""Seconds a client should wait when the server is full: about the time of one small picture."""
-
-STATUS: tuple[tuple[type[OmniFarmError], int], ...] = (
-    (UnknownConceptError, 404),
-    (OverloadedError, 503),
-    (RequestError, 422),
-    (ConceptError, 422),
-    (ConfigError, 422),
-    (ArtifactError, 409),
-    (StoreError, 503),
-)
-"""First match wins; an error that is not listed is our own and gives 500."""
+RETRY_AFTER_S = 2.0
+"""Seconds a client should wait where nobody knows better: about the time of one small picture."""
 
 
 class TooLargeError(RequestError):
@@ -44,13 +42,70 @@ class UnsupportedMediaError(RequestError):
     """The body or the picture has a format this server does not read."""
 
 
+class UnauthenticatedError(ServingError):
+    """Nobody knows who is calling."""
+
+
+class ForbiddenError(ServingError):
+    """The caller is known and may not do this."""
+
+
+class MissingError(ServingError):
+    """The caller has no such file, job or model, whoever else may."""
+
+
+class ConflictError(ServingError):
+    """Something of the same name is under way."""
+
+
+class RateLimitError(ServingError):
+    """The tenant asks faster than it may; `retry_after_s` says when to come back."""
+
+
+class QuotaError(ServingError):
+    """The tenant has as much as it may have; waiting does not help."""
+
+
+STATUS: tuple[tuple[type[OmniFarmError], int, str, str], ...] = (
+    (UnauthenticatedError, 401, "authentication_error", "invalid_api_key"),
+    (ForbiddenError, 403, "permission_error", "insufficient_permissions"),
+    (UnknownConceptError, 404, "not_found_error", "concept_not_found"),
+    (MissingError, 404, "not_found_error", "not_found"),
+    (NotFoundError, 404, "not_found_error", "not_found"),
+    (ConflictError, 409, "conflict_error", "conflict"),
+    (ArtifactError, 409, "conflict_error", "artifact_unusable"),
+    (TooLargeError, 413, "invalid_request_error", "too_large"),
+    (UnsupportedMediaError, 415, "invalid_request_error", "unsupported_media_type"),
+    (RateLimitError, 429, "rate_limit_error", "rate_limit_exceeded"),
+    (QuotaError, 429, "rate_limit_error", "insufficient_quota"),
+    (OverloadedError, 503, "overloaded_error", "overloaded"),
+    (StoreError, 503, "overloaded_error", "store_unavailable"),
+    (RequestError, 422, "invalid_request_error", "invalid_value"),
+    (ConceptError, 422, "invalid_request_error", "invalid_concept"),
+    (ConfigError, 422, "invalid_request_error", "invalid_value"),
+    (FarmError, 409, "conflict_error", "job_state"),
+)
+"""Error, status, `type` and `code`; the first match wins. An error that is not listed is our own and gives 500."""
+
+_HTTP_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
 def status_of(error: OmniFarmError) -> int:
     """The HTTP status of an error of ours."""
-    if isinstance(error, TooLargeError):
-        return 413
-    if isinstance(error, UnsupportedMediaError):
-        return 415
-    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+    return next((status for kind, status, _, _ in STATUS if isinstance(error, kind)), 500)
+
+
+def body_of(error: OmniFarmError) -> dict[str, Any]:
+    """The JSON of an error of ours; the facts behind the message stand beside it."""
+    for kind, _, type_, code in STATUS:
+        if isinstance(error, kind):
+            facts = {
+                name: value
+                for name, value in error.facts.items()
+                if isinstance(value, str | int | float | bool | list) and name != "field"
+            }
+            return _body(error.message, type_=type_, code=code, param=error.facts.get("field"), facts=facts)
+    return _internal()
 
 
 def install(api: FastAPI) -> None:
@@ -61,39 +116,7 @@ def install(api: FastAPI) -> None:
     api.add_exception_handler(Exception, _unexpected)
 
 
-def responses(*codes: int) -> dict[int | str, dict[str, object]]:
-    """The OpenAPI entries of an endpoint's error codes."""
-    return {code: {"model": ErrorReply} for code in codes}
-
-
-async def _ours(_: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, OmniFarmError):
-        raise error
-    status = status_of(error)
-    if status >= 500:
-        event(_LOG, "request_failed", level=logging.ERROR, error=type(error).__name__, status=status)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
-    return _reply(status, type(error).__name__, error.message, headers=headers, facts=error.facts)
-
-
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
-    details = error.errors() if isinstance(error, RequestValidationError) else []
-    return _reply(422, "RequestError", explain(list(details)), facts={"problems": len(details)})
-
-
-async def _http(_: Request, error: Exception) -> JSONResponse:
-    status = error.status_code if isinstance(error, HTTPException) else 500
-    message = str(error.detail) if isinstance(error, HTTPException) else "internal error"
-    return _reply(status, "HttpError", message, headers=getattr(error, "headers", None))
-
-
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    """A mistake of ours: the log keeps the trace, the client learns nothing of our insides."""
-    _LOG.error("request_crashed", exc_info=error, extra={"fields": {"path": request.url.path}})
-    return _reply(500, "InternalError", "the server made a mistake; the operator's log has the details")
-
-
-def explain(details: list[dict[str, object]]) -> str:
+def explain(details: list[dict[str, Any]]) -> str:
     """One sentence for each problem pydantic found: where, what."""
     parts = []
     for detail in details:
@@ -103,13 +126,66 @@ def explain(details: list[dict[str, object]]) -> str:
     return "; ".join(parts) or "the request does not match its schema"
 
 
-def _reply(
-    status: int,
-    kind: str,
-    message: str,
-    *,
-    headers: dict[str, str] | None = None,
-    facts: dict[str, object] | None = None,
-) -> JSONResponse:
-    extra = {name: value for name, value in (facts or {}).items() if isinstance(value, str | int | float | bool | list)}
-    return JSONResponse({"error": {**extra, "type": kind, "message": message}}, status_code=status, headers=headers)
+def headers_of(error: OmniFarmError) -> dict[str, str]:
+    """Headers that tell a client what to do next."""
+    status = status_of(error)
+    if status == 401:
+        return {"WWW-Authenticate": 'Bearer realm="omnifarm"'}
+    if isinstance(error, QuotaError):
+        # OpenAI's clients try every 429 again unless they are told.
+        return {"x-should-retry": "false"}
+    if status in (429, 503) or "retry_after_s" in error.facts:
+        return {"Retry-After": str(max(1, math.ceil(float(error.facts.get("retry_after_s", RETRY_AFTER_S)))))}
+    return {}
+
+
+async def _ours(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OmniFarmError)
+    status = status_of(error)
+    if status == 500:
+        return await _unexpected(request, error)
+    if status >= 500:
+        event(_LOG, "request_failed", level=logging.ERROR, error=type(error).__name__, status=status)
+    message_body = body_of(error)
+    if isinstance(error, StoreError) and status == 503:
+        # The store's own words may hold keys and hosts; they are for the operator.
+        event(_LOG, "store_failed", level=logging.ERROR, reason=error.message)
+        message_body = _body("the store does not answer; try again", type_="overloaded_error", code="store_unavailable")
+    elif isinstance(error, NotFoundError):
+        message_body = _body("there is nothing of that name", type_="not_found_error", code="not_found")
+    return JSONResponse(message_body, status_code=status, headers=headers_of(error))
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    details = [dict(one) for one in error.errors()] if isinstance(error, RequestValidationError) else []
+    return JSONResponse(
+        _body(explain(details), type_="invalid_request_error", code="invalid_value", facts={"problems": len(details)}),
+        status_code=422,
+    )
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    type_ = _HTTP_TYPES.get(error.status_code, "invalid_request_error")
+    body = _body(str(error.detail), type_=type_, code=f"http_{error.status_code}")
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    """A mistake of ours: the log keeps the trace, the client learns nothing of our insides."""
+    _LOG.error("request_crashed", exc_info=error, extra={"fields": {"path": request.url.path}})
+    return JSONResponse(_internal(), status_code=500)
+
+
+def _internal() -> dict[str, Any]:
+    return _body(
+        "the server made a mistake; the operator's log has the details", type_="server_error", code="internal_error"
+    )
+
+
+def _body(
+    message: str, *, type_: str, code: str, param: object = None, facts: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    facts = {name: value for name, value in (facts or {}).items() if name not in ("message", "type", "param", "code")}
+    known = param if isinstance(param, str) else None
+    return {"error": {"message": message, "type": type_, "param": known, "code": code, **facts}}

@@ -1,12 +1,14 @@
 """Every setting of the server, read once from the environment (or from `args` of a Serve configuration)."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 from omnifarm.errors import ConfigError
 
 PREFIX = "OMNIFARM_"
+_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]{0,252}[a-z0-9])?(:\d{1,5})?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -14,7 +16,7 @@ class ServeSettings:
     """What one replica needs to know. `field` is set by `OMNIFARM_FIELD`."""
 
     store: str
-    """Where the learned concepts lie: `s3://bucket/prefix` or a local folder."""
+    """Where accounts, jobs and learned concepts lie: `s3://bucket/prefix` or a local folder."""
     backbone: str = "miniature"
     """`miniature`, a checkpoint folder or a hub id."""
     device: str = "cpu"
@@ -23,14 +25,31 @@ class ServeSettings:
     """Number format of the weights: `float32` or `bfloat16`."""
     threads: int = 0
     """CPU threads of one forward; 0 leaves it to torch."""
-    max_body_bytes: int = 16 * 2**20
+    access: str = "keys"
+    """`keys`: every request needs a tenant's key. `owner`: requests from this machine itself act for the whole store,
+    without a key."""
+    train: bool = True
+    """Whether this application trains what is uploaded; false leaves it to a cell."""
+    train_lanes: int = 2
+    """Concepts of one tenant trained side by side."""
+    recipe: str = ""
+    """Recipe settings as a JSON object that replace the backbone's own, such as `{"steps": 400}`."""
+    max_body_bytes: int = 32 * 2**20
     """A larger request body is refused with 413 before it is parsed."""
-    max_pixels: int = 16 * 10**6
+    max_image_bytes: int = 16 * 2**20
+    """A larger picture file is refused with 413 before it is decoded."""
+    max_pixels: int = 50 * 10**6
     """A picture with more pixels is refused with 413 before it is decoded."""
+    max_images: int = 4
+    """Pictures in one request."""
     max_text_chars: int = 2000
     """A longer question, prompt or instruction is refused with 422."""
-    max_waiting: int = 16
-    """Requests that may wait for the backbone; the next one gets 503 and Retry-After."""
+    max_drawings: int = 4
+    """Pictures drawn for one request (`n`)."""
+    max_waiting: int = 32
+    """Requests a replica holds; the next one gets 503 and Retry-After."""
+    fetch_hosts: str = ""
+    """Hosts (comma-separated, with `:port` where it is not 443) from which pictures may be fetched over https."""
     log_level: str = "INFO"
     """Lowest level of event that is logged."""
 
@@ -39,17 +58,32 @@ class ServeSettings:
             raise ConfigError(
                 f"expected {PREFIX}STORE to name the store with the learned concepts, found nothing; set it"
             )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"expected {PREFIX}DTYPE to be float32 or bfloat16, found {self.dtype!r}")
+        for name, known in (("dtype", ("float32", "bfloat16")), ("access", ("keys", "owner"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"expected {PREFIX}{name.upper()} to be {' or '.join(known)}, found {getattr(self, name)!r}"
+                )
         for name, low in (
             ("threads", 0),
+            ("train_lanes", 1),
             ("max_body_bytes", 1024),
+            ("max_image_bytes", 1024),
             ("max_pixels", 1),
+            ("max_images", 1),
             ("max_text_chars", 1),
+            ("max_drawings", 1),
             ("max_waiting", 1),
         ):
             if getattr(self, name) < low:
                 raise ConfigError(f"expected {PREFIX}{name.upper()} of at least {low}, found {getattr(self, name)}")
+        for host in self.allowed_hosts:
+            if not _HOST.fullmatch(host):
+                raise ConfigError(f"expected host names in {PREFIX}FETCH_HOSTS, found {host!r}")
+
+    @property
+    def allowed_hosts(self) -> frozenset[str]:
+        """`fetch_hosts` as a set."""
+        return frozenset(host for part in self.fetch_hosts.split(",") if (host := part.strip().lower()))
 
     @classmethod
     def read(cls, environment: Mapping[str, str], arguments: Mapping[str, str]) -> Self:
@@ -60,7 +94,7 @@ class ServeSettings:
             arguments: Field names and values that win over the environment (`args:` in serve.yaml).
 
         Raises:
-            ConfigError: An argument is unknown, a number does not parse, a value is out of range, or there is no store.
+            ConfigError: An argument is unknown, a value does not parse or is out of range, or there is no store.
         """
         kinds = {field.name: field.type for field in fields(cls)}
         unknown = sorted(set(arguments) - set(kinds))
@@ -68,13 +102,20 @@ class ServeSettings:
             raise ConfigError(f"expected arguments among {sorted(kinds)}, found {unknown}; remove them")
         given = {name: environment[PREFIX + name.upper()] for name in kinds if PREFIX + name.upper() in environment}
         given.update(arguments)
-        values: dict[str, str | int] = {"store": ""}
+        values: dict[str, Any] = {"store": ""}
         for name, text in given.items():
-            if kinds[name] is int:
-                try:
-                    values[name] = int(text)
-                except ValueError:
-                    raise ConfigError(f"expected a whole number in {PREFIX}{name.upper()}, found {text!r}") from None
-            else:
-                values[name] = text
-        return cls(**values)  # type: ignore[arg-type]
+            values[name] = _parse(text, kind=kinds[name], name=PREFIX + name.upper())
+        return cls(**values)
+
+
+def _parse(text: str, *, kind: object, name: str) -> str | int | bool:
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ConfigError(f"expected true or false in {name}, found {text!r}")
+        return text.lower() in ("true", "1")
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigError(f"expected a whole number in {name}, found {text!r}") from None
+    return text

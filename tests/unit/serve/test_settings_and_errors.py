@@ -3,14 +3,16 @@
 import pytest
 
 from omnifarm import errors
-from serve.errors import STATUS, TooLargeError, UnsupportedMediaError, explain, status_of
+from serve import errors as http_errors
+from serve.errors import STATUS, body_of, explain, headers_of, status_of
 from serve.settings import ServeSettings
 
 
 def test_arguments_win_over_the_environment() -> None:
-    environment = {"OMNIFARM_STORE": "s3://a/b", "OMNIFARM_MAX_WAITING": "3", "OTHER": "x"}
+    environment = {"OMNIFARM_STORE": "s3://a/b", "OMNIFARM_MAX_WAITING": "3", "OMNIFARM_TRAIN": "false", "OTHER": "x"}
     settings = ServeSettings.read(environment, {"store": "/srv/store"})
     assert (settings.store, settings.max_waiting, settings.backbone) == ("/srv/store", 3, "miniature")
+    assert (settings.train, settings.access) == (False, "keys")
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,9 @@ def test_arguments_win_over_the_environment() -> None:
         ({"OMNIFARM_STORE": "a", "OMNIFARM_MAX_WAITING": "many"}, {}, "whole number in OMNIFARM_MAX_WAITING"),
         ({"OMNIFARM_STORE": "a", "OMNIFARM_MAX_PIXELS": "0"}, {}, "OMNIFARM_MAX_PIXELS of at least 1"),
         ({"OMNIFARM_STORE": "a", "OMNIFARM_DTYPE": "int4"}, {}, "float32 or bfloat16"),
+        ({"OMNIFARM_STORE": "a", "OMNIFARM_ACCESS": "anyone"}, {}, "keys or owner"),
+        ({"OMNIFARM_STORE": "a", "OMNIFARM_TRAIN": "perhaps"}, {}, "true or false"),
+        ({"OMNIFARM_STORE": "a", "OMNIFARM_FETCH_HOSTS": "https://a.org/"}, {}, "host names"),
         ({"OMNIFARM_STORE": "a"}, {"sotre": "b"}, "sotre"),
     ],
 )
@@ -31,25 +36,50 @@ def test_a_bad_setting_fails_at_start(environment: dict[str, str], arguments: di
 @pytest.mark.parametrize(
     ("error", "status"),
     [
+        (http_errors.UnauthenticatedError("x"), 401),
+        (http_errors.ForbiddenError("x"), 403),
         (errors.UnknownConceptError("x"), 404),
-        (errors.OverloadedError("x"), 503),
-        (errors.RequestError("x"), 422),
-        (TooLargeError("x"), 413),
-        (UnsupportedMediaError("x"), 415),
-        (errors.ConfigError("x"), 422),
+        (http_errors.MissingError("x"), 404),
+        (errors.NotFoundError("x"), 404),
+        (http_errors.ConflictError("x"), 409),
         (errors.ArtifactError("x"), 409),
+        (http_errors.TooLargeError("x"), 413),
+        (http_errors.UnsupportedMediaError("x"), 415),
+        (errors.RequestError("x"), 422),
+        (errors.ConceptError("x"), 422),
+        (errors.ConfigError("x"), 422),
+        (http_errors.RateLimitError("x"), 429),
+        (http_errors.QuotaError("x"), 429),
+        (errors.OverloadedError("x"), 503),
         (errors.AccessError("x"), 503),
         (errors.TrainingError("x"), 500),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
-def test_every_error_has_one_status(error: errors.OmniFarmError, status: int) -> None:
+def test_every_error_has_one_status_and_openais_shape(error: errors.OmniFarmError, status: int) -> None:
     assert status_of(error) == status
+    assert set(body_of(error)["error"]) >= {"message", "type", "param", "code"}
 
 
 def test_no_entry_of_the_table_hides_a_later_one() -> None:
-    kinds = [kind for kind, _ in STATUS]
+    kinds = [entry[0] for entry in STATUS]
     assert not any(issubclass(later, kind) for i, kind in enumerate(kinds) for later in kinds[i + 1 :])
+
+
+def test_whoever_may_come_back_is_told_when() -> None:
+    assert headers_of(http_errors.RateLimitError("x", retry_after_s=0.2)) == {"Retry-After": "1"}
+    assert headers_of(errors.OverloadedError("x", retry_after_s=4.1)) == {"Retry-After": "5"}
+    assert headers_of(http_errors.QuotaError("x")) == {"x-should-retry": "false"}
+
+
+def test_facts_stand_beside_the_message_and_never_in_its_place() -> None:
+    body = body_of(errors.RequestError("too wide", field="size", limit=96, type="fake"))["error"]
+    assert (body["message"], body["param"], body["limit"]) == ("too wide", "size", 96)
+    assert body["type"] == "invalid_request_error"
+
+
+def test_our_own_mistakes_say_nothing_of_our_insides() -> None:
+    assert "tensor" not in str(body_of(errors.TrainingError("tensor at /srv/x")))
 
 
 def test_a_schema_problem_names_the_field() -> None:

@@ -1,0 +1,92 @@
+"""From settings to working parts: a replica's services, and a trainer."""
+
+import json
+
+import httpx
+import torch
+
+from omnifarm.backbone.weights import load_backbone
+from omnifarm.clock import SystemClock
+from omnifarm.concept.repository import ConceptRepository
+from omnifarm.errors import ConfigError
+from omnifarm.farm.submission import inspect_backbone
+from omnifarm.serving.engine import Engine
+from omnifarm.serving.requests import Limits
+from omnifarm.serving.worker import EngineWorker
+from omnifarm.store.probe import probe_conditional_writes
+from omnifarm.tenancy import Accounts
+from serve.admission import Admission
+from serve.metrics import EngineFigures, Metrics
+from serve.services import Peers, Services
+from serve.settings import ServeSettings
+from serve.spaces import Spaces
+from serve.training import ConceptTrainer
+
+
+def build_services(settings: ServeSettings, *, peers: Peers | None = None) -> Services:
+    """Load the backbone, open the store, start the engine.
+
+    Args:
+        settings: The replica's settings.
+        peers: Returns the metrics of every replica; None knows of this one only.
+
+    Raises:
+        OmniFarmError: The backbone or the store cannot be used; the replica does not start.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    clock, metrics = SystemClock(), Metrics()
+    spaces = _spaces(settings)
+    probe_conditional_writes(spaces.root)
+    loaded = load_backbone(settings.backbone, dtype=getattr(torch, settings.dtype), device=settings.device)
+
+    def repository(tenant: str) -> ConceptRepository:
+        return spaces.of(tenant).repository
+
+    engine = Engine(loaded, repository, limits=Limits(max_text_chars=settings.max_text_chars), clock=clock)
+    metrics.registry.register(EngineFigures(engine))
+
+    async def this_one() -> list[tuple[str, str]]:
+        return [("0", metrics.text())]
+
+    return Services(
+        settings=settings,
+        clock=clock,
+        engine=engine,
+        worker=EngineWorker(engine),
+        latent_stride=loaded.config.latent_downsample,
+        accounts=Accounts(spaces.root, clock=clock),
+        spaces=spaces,
+        admission=Admission(clock=clock, max_waiting=settings.max_waiting),
+        metrics=metrics,
+        http=httpx.AsyncClient(),
+        peers=peers or this_one,
+    )
+
+
+def build_trainer(settings: ServeSettings) -> ConceptTrainer:
+    """Open the store for a trainer; the backbone is loaded when there is something to learn.
+
+    Raises:
+        OmniFarmError: The store cannot be used.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    spaces = _spaces(settings)
+    return ConceptTrainer(
+        spaces,
+        root=spaces.root,
+        backbone=settings.backbone,
+        lanes=settings.train_lanes,
+        device=settings.device,
+        clock=SystemClock(),
+    )
+
+
+def _spaces(settings: ServeSettings) -> Spaces:
+    try:
+        overrides = json.loads(settings.recipe or "{}")
+    except ValueError:
+        raise ConfigError(f"expected a JSON object in OMNIFARM_RECIPE, found {settings.recipe[:80]!r}") from None
+    backbone = inspect_backbone(settings.backbone, overrides=overrides)
+    return Spaces(settings.store, backbone=backbone, clock=SystemClock())

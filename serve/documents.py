@@ -1,0 +1,166 @@
+"""From uploaded files to a concept folder: what a fine-tuning job is to learn, written where a worker reads it.
+
+    concepts/<name>/<digest>/concept.yaml      the document, photographs named by file
+    concepts/<name>/<digest>/images/00.png     and so on
+
+The folder is a copy: files may be deleted after the job was created.
+"""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from omnifarm.concept.datasets.load import load_concepts
+from omnifarm.concept.spec import ConceptSpec
+from omnifarm.errors import ConceptError, RequestError
+from omnifarm.store.base import Store
+from serve.shelf import Shelf
+
+PREFIX = "concepts/"
+"""Keys of all concept folders begin with this."""
+MAX_DOCUMENT_BYTES = 2**20
+"""Largest concept document."""
+
+Text = Annotated[str, Field(max_length=4000)]
+FileId = Annotated[str, Field(max_length=64, description="Of an uploaded picture.")]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class QuestionAnswer(_Part):
+    """A question and its answer."""
+
+    question: Text
+    answer: Text
+    photo: FileId | None = None
+
+
+class Edit(_Part):
+    """An edit to learn from."""
+
+    source: FileId
+    target: FileId
+    instruction: Text = ""
+
+
+class ConceptDocument(_Part):
+    """What is to be learned: the content of a file with the purpose `fine-tune`."""
+
+    class_noun: Annotated[str, Field(alias="class", min_length=1, max_length=64, examples=["dog"])]
+    photos: Annotated[list[FileId], Field(min_length=1, max_length=50, description="They show the concept.")]
+    captions: Annotated[dict[FileId, Text], Field(description="What single photos show.")] = Field(default_factory=dict)
+    info: Annotated[Text, Field(description="One sentence about its looks.")] = ""
+    extra_info: Annotated[list[Text], Field(max_length=100, description="Facts that no photograph shows.")] = Field(
+        default_factory=list
+    )
+    qa: Annotated[list[QuestionAnswer], Field(max_length=500)] = Field(default_factory=list)
+    negatives: Annotated[list[FileId], Field(max_length=100, description="Pictures without it.")] = Field(
+        default_factory=list
+    )
+    edits: Annotated[list[Edit], Field(max_length=50)] = Field(default_factory=list)
+    group: Literal["", "person", "pet", "object"] = ""
+
+    def file_ids(self) -> dict[str, list[str]]:
+        """The pictures it names, by the folder they go to, each once."""
+        others = [qa.photo for qa in self.qa if qa.photo]
+        others += [picture for edit in self.edits for picture in (edit.source, edit.target)]
+        taken = set(self.photos) | set(self.negatives)
+        return {
+            "images": list(dict.fromkeys(self.photos)),
+            "negatives": list(dict.fromkeys(self.negatives)),
+            "pictures": [one for one in dict.fromkeys(others) if one not in taken],
+        }
+
+
+def parse_document(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in an uploaded concept document.
+
+    Raises:
+        RequestError: It is no JSON object.
+    """
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError):
+        raise RequestError("expected a concept document (a JSON object), found something else", field="file") from None
+    if not isinstance(values, dict):
+        raise RequestError(f"expected a concept document (a JSON object), found {type(values).__name__}", field="file")
+    return values
+
+
+def write_concept(document: ConceptDocument, *, name: str, shelf: Shelf, store: Store, url: str) -> str:
+    """Write a concept folder and check that it can be learned from. Safe to repeat.
+
+    Args:
+        document: What to learn.
+        name: The concept's name.
+        shelf: Holds the pictures.
+        store: The tenant's own store.
+        url: Its URL.
+
+    Returns:
+        The folder's URL.
+
+    Raises:
+        MissingError: The document names a file that the tenant does not have.
+        RequestError: It names a file that is no picture.
+        ConceptError: The concept cannot be learned, with every reason.
+    """
+    paths: dict[str, str] = {}
+    pictures: dict[str, bytes] = {}
+    for folder, ids in document.file_ids().items():
+        for index, file_id in enumerate(ids):
+            if shelf.get(file_id).purpose != "vision":
+                raise RequestError(f"expected {file_id} to be a picture, found a document", field="training_file")
+            paths[file_id] = f"{folder}/{index:03d}.png"
+            pictures[paths[file_id]] = shelf.content(file_id)
+    text = yaml.safe_dump(_plain(document, name=name, paths=paths), allow_unicode=True, sort_keys=True).encode()
+    digest = hashlib.sha256(text)
+    for path in sorted(pictures):
+        digest.update(path.encode() + hashlib.sha256(pictures[path]).digest())
+    place = f"{PREFIX}{name}/{digest.hexdigest()[:24]}"
+    for path, data in pictures.items():
+        store.put(f"{place}/{path}", data)
+    store.put(f"{place}/concept.yaml", text)
+    folder_url = f"{url.rstrip('/')}/{place}"
+    ((_, found),) = load_concepts(folder_url)
+    if isinstance(found, ConceptSpec):
+        return folder_url
+    for key in list(store.list(f"{place}/")):
+        store.delete(key)
+    assert isinstance(found, ConceptError)
+    raise found
+
+
+def _plain(document: ConceptDocument, *, name: str, paths: dict[str, str]) -> dict[str, Any]:
+    """The document as concept.yaml."""
+    values: dict[str, Any] = {"class": document.class_noun, "name": name}
+    if document.group:
+        values["group"] = document.group
+    if document.info:
+        values["info"] = document.info
+    if document.extra_info:
+        values["extra_info"] = document.extra_info
+    if document.qa:
+        values["qa"] = [
+            {"question": qa.question, "answer": qa.answer, **({"image": paths[qa.photo]} if qa.photo else {})}
+            for qa in document.qa
+        ]
+    if document.captions:
+        if unknown := sorted(set(document.captions) - set(document.photos)):
+            raise RequestError(f"expected captions of the photos, found one of {unknown[0]}", field="training_file")
+        values["captions"] = {paths[file_id]: text for file_id, text in document.captions.items()}
+    if document.edits:
+        values["edits"] = [
+            {
+                "source": paths[edit.source],
+                "target": paths[edit.target],
+                **({"instruction": edit.instruction} if edit.instruction else {}),
+            }
+            for edit in document.edits
+        ]
+    return values

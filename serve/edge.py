@@ -1,0 +1,97 @@
+"""The outermost layer: every request gets an id, is timed, counted and logged in one line, without its text.
+
+Plain ASGI, so that streams pass through piece by piece and a client that leaves is seen.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from omnifarm.logs import event
+from serve.metrics import Metrics
+
+_LOG = logging.getLogger("omnifarm.access")
+_ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
+CLIENT_LEFT = 499
+"""Status in logs and counters of a request whose client left."""
+
+
+class Edge:
+    """ASGI middleware around the application.
+
+    Args:
+        app: What it is put around.
+        metrics: Where requests are counted.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
+        request_id = given.decode() if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        seen: dict[str, Any] = {"status": 0, "sent": 0, "received": 0}
+
+        async def counting_receive() -> Message:
+            message = await receive()
+            seen["received"] += len(message.get("body", b""))
+            return message
+
+        async def marking_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                seen["status"] = message["status"]
+                headers = [pair for pair in message.get("headers", []) if pair[0].lower() != b"x-request-id"]
+                message = {**message, "headers": [*headers, (b"x-request-id", request_id.encode())]}
+            elif message["type"] == "http.response.body":
+                seen["sent"] += len(message.get("body", b""))
+            await send(message)
+
+        started = time.perf_counter()
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, counting_receive, marking_send)
+        except asyncio.CancelledError:
+            seen["status"] = CLIENT_LEFT
+            self._metrics.disconnected.inc()
+            raise
+        except BaseException:
+            seen["status"] = 500
+            raise
+        finally:
+            self._metrics.in_flight.dec()
+            self._note(scope, request_id, seen, time.perf_counter() - started)
+
+    def _note(self, scope: Scope, request_id: str, seen: dict[str, Any], duration_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(route, method, str(seen["status"])).inc()
+        self._metrics.request_s.labels(route).observe(duration_s)
+        state = scope.get("state", {})
+        # The route's pattern instead of the path, and no query: names and texts of users stay out of the log.
+        event(
+            _LOG,
+            "request",
+            request_id=request_id,
+            tenant=state.get("tenant"),
+            key_id=state.get("key_id"),
+            method=method,
+            route=route,
+            status=seen["status"],
+            duration_s=round(duration_s, 4),
+            bytes_in=seen["received"],
+            bytes_out=seen["sent"],
+        )
+
+
+_METHODS = frozenset({"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"})

@@ -1,0 +1,57 @@
+"""`/health`, `/ready` and `/metrics`: for whoever runs the server."""
+
+from typing import Literal
+
+import anyio.to_thread
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel
+
+from omnifarm.errors import OverloadedError, StoreError
+from serve.metrics import together
+from serve.services import Operator, Shared
+from serve.wire.base import ErrorReply
+
+router = APIRouter(tags=["Operate"])
+
+
+class HealthReply(BaseModel):
+    """That the replica answers, and with what."""
+
+    status: Literal["ok"] = "ok"
+    backbone: str
+    fingerprint: str
+
+
+class ReadyReply(BaseModel):
+    """That the replica can work."""
+
+    status: Literal["ready"] = "ready"
+    running: int
+    waiting: int
+
+
+@router.get("/health", response_model=HealthReply)
+async def health(shared: Shared) -> HealthReply:
+    """Say that the replica answers."""
+    return HealthReply(backbone=shared.settings.backbone, fingerprint=shared.engine.fingerprint)
+
+
+@router.get("/ready", response_model=ReadyReply, responses={503: {"model": ErrorReply}})
+async def ready(shared: Shared) -> ReadyReply:
+    """Say that the replica can take work: its engine runs, its store answers, and it has places."""
+    if not shared.worker.is_alive:
+        raise OverloadedError("expected a running engine, found one that has ended; the replica will be replaced")
+    try:
+        await anyio.to_thread.run_sync(lambda: next(iter(shared.spaces.root.list("accounts/")), None))
+    except StoreError as error:
+        raise OverloadedError("expected the store to answer, found that it does not; try again") from error
+    figures = shared.engine.statistics()
+    return ReadyReply(running=int(figures["running"]), waiting=int(figures["waiting"]))
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(shared: Shared, operator: Operator) -> PlainTextResponse:
+    """Counts and times of every replica, for Prometheus; needs a key with the scope `operate`."""
+    text = together(await shared.peers())
+    return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")

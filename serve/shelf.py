@@ -1,0 +1,157 @@
+"""Uploaded files of one tenant: photographs and concept documents, waiting to be learned from.
+
+files/<file id>/content      a re-encoded picture, or a JSON text
+files/<file id>/file.json    written last: a file without it does not exist
+"""
+
+import json
+import re
+import secrets
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, cast
+
+from omnifarm.clock import Clock
+from omnifarm.errors import NotFoundError
+from omnifarm.store.base import Store
+from omnifarm.tenancy import TenantLimits
+from serve.errors import MissingError, QuotaError
+
+PREFIX = "files/"
+"""Keys of all files begin with this."""
+Purpose = Literal["vision", "fine-tune"]
+"""vision: a photograph. fine-tune: a concept document."""
+
+_FILE_ID = re.compile(r"file-[0-9a-f]{24}")
+_SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredFile:
+    """What is known of an uploaded file."""
+
+    file_id: str
+    """`file-` and 24 hex digits."""
+    filename: str
+    """As the client called it; never used as a path."""
+    purpose: Purpose
+    """What it is for."""
+    media_type: str
+    """`image/png` or `application/json`."""
+    size_bytes: int
+    """Bytes as stored."""
+    created_at_s: float
+    """Seconds since the epoch."""
+
+    def encode(self) -> bytes:
+        """Return the record as UTF-8 JSON."""
+        return json.dumps({"schema_version": _SCHEMA_VERSION, **asdict(self)}).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Return the record in `data`."""
+        values: dict[str, Any] = json.loads(data)
+        del values["schema_version"]
+        return cls(**values)
+
+
+class Shelf:
+    """The files of one tenant. Safe to share between threads.
+
+    Args:
+        store: The tenant's own store.
+        clock: Stamps files.
+    """
+
+    def __init__(self, store: Store, *, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    def add(self, data: bytes, *, filename: str, purpose: Purpose, media_type: str, limits: TenantLimits) -> StoredFile:
+        """Keep a file.
+
+        Two uploads at the same moment may together exceed a limit by one file.
+
+        Raises:
+            QuotaError: The tenant has as many files, or bytes, as it may.
+        """
+        files = self.list()
+        used = sum(file.size_bytes for file in files)
+        if len(files) >= limits.max_files or used + len(data) > limits.max_file_bytes:
+            raise QuotaError(
+                f"expected at most {limits.max_files} files and {limits.max_file_bytes} bytes, found {len(files)} files "
+                f"with {used} bytes already; delete files that were learned from"
+            )
+        file = StoredFile(
+            file_id=f"file-{secrets.token_hex(12)}",
+            filename="".join(letter for letter in filename if letter.isprintable())[:200] or "file",
+            purpose=purpose,
+            media_type=media_type,
+            size_bytes=len(data),
+            created_at_s=self._clock.now_s(),
+        )
+        self._store.put(_content(file.file_id), data)
+        self._store.put(_record(file.file_id), file.encode())
+        return file
+
+    def get(self, file_id: str) -> StoredFile:
+        """Return a file's record.
+
+        Raises:
+            MissingError: The tenant has no such file.
+        """
+        if not _FILE_ID.fullmatch(file_id):
+            raise _missing(file_id)
+        try:
+            return StoredFile.decode(self._store.get(_record(file_id)).data)
+        except NotFoundError:
+            raise _missing(file_id) from None
+
+    def content(self, file_id: str) -> bytes:
+        """Return a file's bytes.
+
+        Raises:
+            MissingError: The tenant has no such file.
+        """
+        self.get(file_id)
+        try:
+            return self._store.get(_content(file_id)).data
+        except NotFoundError:
+            raise _missing(file_id) from None
+
+    def list(self) -> list[StoredFile]:
+        """Return every file, newest first."""
+        found = []
+        for key in self._store.list(PREFIX):
+            if key.endswith("/file.json"):
+                try:
+                    found.append(StoredFile.decode(self._store.get(key).data))
+                except NotFoundError:  # deleted since it was listed
+                    continue
+        return sorted(found, key=lambda file: (-file.created_at_s, file.file_id))
+
+    def delete(self, file_id: str) -> None:
+        """Delete a file; concepts that were learned from it stay.
+
+        Raises:
+            MissingError: The tenant has no such file.
+        """
+        self.get(file_id)
+        self._store.delete(_record(file_id))
+        self._store.delete(_content(file_id))
+
+
+def purpose_of(text: str) -> Purpose | None:
+    """Return the purpose of that name, or None."""
+    return cast(Purpose, text) if text in ("vision", "fine-tune") else None
+
+
+def _record(file_id: str) -> str:
+    return f"{PREFIX}{file_id}/file.json"
+
+
+def _content(file_id: str) -> str:
+    return f"{PREFIX}{file_id}/content"
+
+
+def _missing(file_id: str) -> MissingError:
+    return MissingError(f"expected an uploaded file, found none with the id {file_id[:64]!r}", field="file_id")

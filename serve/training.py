@@ -1,0 +1,135 @@
+"""The trainer: finds what tenants asked to be learned and runs the farm's worker on it, in this process.
+
+One turn is a handful of jobs of one tenant with one recipe; the tenant whose last turn is longest ago comes next, so
+nobody's many jobs hold up somebody's first. The list of work is a hint: what a job needs is what its record says, and
+a trainer that dies leaves leases that run out. Knows no Ray and no HTTP.
+"""
+
+import logging
+import secrets
+from dataclasses import dataclass
+
+from omnifarm.clock import Clock
+from omnifarm.concept.recipe import Precision
+from omnifarm.errors import NotFoundError, OmniFarmError
+from omnifarm.farm.job import JobState
+from omnifarm.farm.worker import Worker, WorkerSettings
+from omnifarm.logs import event
+from omnifarm.store.base import Store
+from omnifarm.training.workbench import Workbench
+from serve.errors import MissingError
+from serve.spaces import Space, Spaces
+from serve.tuning import OWNER, PENDING, Job
+
+_LOG = logging.getLogger("omnifarm.serve")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """What a trainer does next."""
+
+    tenant: str
+    """Whose jobs; empty for the owner."""
+    jobs: tuple[Job, ...]
+    """Jobs of one recipe."""
+
+
+class ConceptTrainer:
+    """Trains what is asked for, turn by turn.
+
+    Args:
+        spaces: The tenants' stores.
+        root: The root store, with the list of work.
+        backbone: Name or folder of what is learned on.
+        lanes: Jobs of a turn.
+        device: Where the backbone runs.
+        clock: Time.
+    """
+
+    def __init__(self, spaces: Spaces, *, root: Store, backbone: str, lanes: int, device: str, clock: Clock) -> None:
+        self._spaces = spaces
+        self._root = root
+        self._backbone = backbone
+        self._settings = WorkerSettings(lanes=lanes, lanes_per_pack=1, heartbeat_s=1.0, poll_s=0.5)
+        self._device = device
+        self._clock = clock
+        self._worker_id = f"trainer-{secrets.token_hex(4)}"
+        self._benches: dict[Precision, Workbench] = {}
+        self._last_turn: dict[str, float] = {}
+
+    def run_forever(self, *, poll_s: float = 1.0) -> None:
+        """Take turns until the process ends; a turn that fails is logged, and its jobs are tried again."""
+        while True:
+            try:
+                turn = self.next_turn()
+                if turn is None:
+                    self._clock.sleep_s(poll_s)
+                else:
+                    self.take(turn)
+            except OmniFarmError as error:
+                event(_LOG, "turn_failed", level=logging.ERROR, error=str(error))
+                self._clock.sleep_s(poll_s)
+
+    def next_turn(self) -> Turn | None:
+        """Return what to do next, or None; strikes from the list of work what is finished."""
+        waiting: dict[str, list[str]] = {}
+        for key in self._root.list(PENDING):
+            tenant, _, job_id = key.removeprefix(PENDING).partition("/")
+            waiting.setdefault("" if tenant == OWNER else tenant, []).append(job_id)
+        for tenant in sorted(waiting, key=lambda one: (self._last_turn.get(one, 0.0), one)):
+            space = self._spaces.of(tenant)
+            jobs = [job for job_id in waiting[tenant] if (job := self._workable(space, job_id)) is not None]
+            if jobs:
+                jobs.sort(key=lambda job: (job.record.created_at_s, job.request.job_id))
+                recipe = jobs[0].request.recipe
+                same = [job for job in jobs if job.request.recipe == recipe][: self._settings.lanes]
+                return Turn(tenant=tenant, jobs=tuple(same))
+        return None
+
+    def take(self, turn: Turn) -> None:
+        """Train the jobs of a turn until each is committed, failed or cancelled."""
+        self._last_turn[turn.tenant] = self._clock.monotonic_s()
+        space = self._spaces.of(turn.tenant)
+        recipe = space.tuning.recipe(turn.jobs[0])
+        event(_LOG, "turn_started", tenant=turn.tenant, jobs=len(turn.jobs), steps=recipe.steps)
+        worker = Worker(
+            self._worker_id,
+            store=space.store,
+            workbench=self._bench(recipe.precision),
+            recipe=recipe,
+            job_ids=[job.request.job_id for job in turn.jobs],
+            settings=self._settings,
+            clock=self._clock,
+        )
+        worker.run()
+        for job in turn.jobs:
+            self._settle(space, job)
+
+    def _workable(self, space: Space, job_id: str) -> Job | None:
+        try:
+            job = space.tuning.get(f"ftjob-{job_id}")
+        except MissingError:
+            self._strike(space, job_id)
+            return None
+        if job.status.is_final:
+            self._strike(space, job_id)
+            return None
+        return job if job.record.not_before_s <= self._clock.now_s() else None
+
+    def _settle(self, space: Space, job: Job) -> None:
+        """Strike a job that is over; withdraw what was committed in the moment of its cancellation."""
+        self._strike(space, job.request.job_id)
+        try:
+            is_wanted = space.queue.get(job.request.job_id).state is not JobState.CANCELLED
+        except NotFoundError:
+            is_wanted = False
+        if not is_wanted:
+            space.repository.delete(job.request.name, version=job.request.job_id)
+
+    def _strike(self, space: Space, job_id: str) -> None:
+        self._root.delete(f"{PENDING}{space.tenant or OWNER}/{job_id}")
+
+    def _bench(self, precision: Precision) -> Workbench:
+        if precision not in self._benches:
+            self._benches[precision] = Workbench.open(self._backbone, precision=precision, device=self._device)
+        return self._benches[precision]

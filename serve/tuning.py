@@ -1,0 +1,257 @@
+"""Fine-tuning jobs of one tenant: created, looked at, cancelled; the farm's job records hold the truth.
+
+    tuning/<job id>.json             what was asked for, beside the farm's jobs/<job id>.json
+    pending/<tenant>/<job id>        in the root store: where a trainer looks for work; `-` is the owner
+
+A job's id follows from photographs, facts, recipe and backbone, so asking twice is one job.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from typing import Any, Self
+
+from omnifarm.clock import Clock
+from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.repository import ConceptRepository
+from omnifarm.errors import NotFoundError
+from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.submission import Backbone, submit_concepts
+from omnifarm.store.base import Store
+from omnifarm.tenancy import TenantLimits
+from serve.documents import PREFIX as FOLDERS
+from serve.documents import ConceptDocument, write_concept
+from serve.errors import MissingError, QuotaError
+from serve.shelf import Shelf
+
+PREFIX = "tuning/"
+"""Keys of all requests for fine-tuning begin with this."""
+PENDING = "pending/"
+"""Keys of the trainers' list of work begin with this."""
+OWNER = "-"
+"""The owner's name in the list of work."""
+_SCHEMA_VERSION = 1
+_ID_PREFIX = "ftjob-"
+
+
+class JobStatus(Enum):
+    """What a client is told; OpenAI's words."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job will not change any more."""
+        return self not in (JobStatus.QUEUED, JobStatus.RUNNING)
+
+
+_STATUS = {
+    JobState.QUEUED: JobStatus.QUEUED,
+    JobState.LEASED: JobStatus.QUEUED,
+    JobState.RUNNING: JobStatus.RUNNING,
+    JobState.COMMITTED: JobStatus.SUCCEEDED,
+    JobState.FAILED: JobStatus.FAILED,
+    JobState.CANCELLED: JobStatus.CANCELLED,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuningRequest:
+    """What was asked for."""
+
+    job_id: str
+    """32 hex digits, the farm's own id."""
+    name: str
+    """The concept's name."""
+    training_file: str
+    """Id of the concept document."""
+    recipe: dict[str, Any]
+    """Every setting of the training."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The client's own notes."""
+
+    def encode(self) -> bytes:
+        """Return the request as UTF-8 JSON."""
+        return json.dumps({"schema_version": _SCHEMA_VERSION, **asdict(self)}).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Return the request in `data`."""
+        values: dict[str, Any] = json.loads(data)
+        del values["schema_version"]
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A job as a client sees it."""
+
+    request: TuningRequest
+    """What was asked for."""
+    record: JobRecord
+    """What the farm says."""
+
+    @property
+    def public_id(self) -> str:
+        """`ftjob-` and 32 hex digits."""
+        return _ID_PREFIX + self.request.job_id
+
+    @property
+    def status(self) -> JobStatus:
+        """Where it stands."""
+        return _STATUS[self.record.state]
+
+
+class Tuning:
+    """Fine-tuning jobs of one tenant. Safe to share between threads.
+
+    Args:
+        tenant: Whose they are; empty for the owner.
+        root: The root store, for the list of work.
+        store: The tenant's own store.
+        shelf: Its uploaded files.
+        backbone: What is learned on, and how.
+        clock: Time.
+    """
+
+    def __init__(
+        self, tenant: str, *, root: Store, store: Store, shelf: Shelf, backbone: Backbone, clock: Clock
+    ) -> None:
+        self._pending = f"{PENDING}{tenant or OWNER}/"
+        self._root = root
+        self._store = store
+        self._shelf = shelf
+        self._backbone = backbone
+        self._queue = JobQueue(store, clock=clock)
+        self._repository = ConceptRepository(store)
+
+    def create(
+        self,
+        document: ConceptDocument,
+        *,
+        name: str,
+        training_file: str,
+        overrides: dict[str, Any],
+        metadata: dict[str, str],
+        limits: TenantLimits,
+    ) -> Job:
+        """Ask for a concept to be learned. Safe to repeat; a failed or cancelled job is tried again.
+
+        Args:
+            document: What to learn.
+            name: The concept's name.
+            training_file: Where the document came from.
+            overrides: Recipe settings of this job.
+            metadata: The client's notes.
+            limits: What the tenant may have.
+
+        Raises:
+            QuotaError: The tenant has as many concepts, or unfinished jobs, as it may.
+            ConceptError: The concept cannot be learned, with every reason.
+            ConfigError: A recipe setting cannot be used.
+            MissingError: A file does not exist.
+        """
+        names = self._repository.names()
+        if name not in names and len(names) >= limits.max_concepts:
+            raise QuotaError(
+                f"expected at most {limits.max_concepts} concepts, found {len(names)} already; delete one first"
+            )
+        waiting = sum(1 for _ in self._root.list(self._pending))
+        if waiting >= limits.max_jobs:
+            raise QuotaError(f"expected at most {limits.max_jobs} unfinished jobs, found {waiting}; wait for one")
+        backbone = replace(self._backbone, recipe=self._backbone.recipe.with_overrides(overrides))
+        url = write_concept(document, name=name, shelf=self._shelf, store=self._store, url=self._store.url)
+        (record,) = submit_concepts(url, queue=self._queue, backbone=backbone)
+        request = TuningRequest(
+            job_id=record.job_id,
+            name=name,
+            training_file=training_file,
+            recipe=backbone.recipe.to_json(),
+            metadata=metadata,
+        )
+        self._store.put(_key(record.job_id), request.encode())
+        if not record.state.is_finished:
+            self._root.put(self._pending + record.job_id, b"")
+        return Job(request=request, record=record)
+
+    def get(self, public_id: str) -> Job:
+        """Return a job.
+
+        Raises:
+            MissingError: The tenant has no such job.
+        """
+        job_id = public_id.removeprefix(_ID_PREFIX)
+        if not public_id.startswith(_ID_PREFIX) or len(job_id) != 32 or not set(job_id) <= set("0123456789abcdef"):
+            raise _missing(public_id)
+        job = self._read(job_id)
+        if job is None:
+            raise _missing(public_id)
+        return job
+
+    def list(self) -> list[Job]:
+        """Return every job, newest first."""
+        ids = [key[len(PREFIX) : -len(".json")] for key in self._store.list(PREFIX)]
+        jobs = [job for job_id in ids if (job := self._read(job_id)) is not None]
+        return sorted(jobs, key=lambda job: (-job.record.created_at_s, job.request.job_id))
+
+    def cancel(self, public_id: str) -> Job:
+        """Take a job back: it is not begun, or stops within a worker's heartbeat. Finished jobs stay as they are.
+
+        Raises:
+            MissingError: The tenant has no such job.
+        """
+        job = self.get(public_id)
+        if job.status.is_final:
+            return job
+        self._queue.cancel(job.request.job_id, reason="cancelled by its owner")
+        self._root.delete(self._pending + job.request.job_id)
+        return self.get(public_id)
+
+    def forget(self, name: str) -> int:
+        """Delete a concept with everything kept about it: artifacts, jobs and the copies of its photographs.
+
+        Returns:
+            How many learned versions there were.
+
+        Raises:
+            MissingError: The tenant has neither a concept nor a job of that name.
+        """
+        jobs = [job for job in self.list() if job.request.name == name]
+        for job in jobs:
+            self.cancel(job.public_id)
+        num_versions = self._repository.delete(name)
+        folders = list(self._store.list(f"{FOLDERS}{name}/"))
+        for key in folders:
+            self._store.delete(key)
+        for job in jobs:
+            # A worker may still hold a cancelled job, and must find it cancelled; a committed one nobody holds.
+            if job.record.state is JobState.COMMITTED:
+                self._queue.forget(job.request.job_id)
+            self._store.delete(_key(job.request.job_id))
+        if not num_versions and not jobs and not folders:
+            raise MissingError(f"expected a learned concept, found none named <{name}>", concept=f"<{name}>")
+        return num_versions
+
+    def recipe(self, job: Job) -> TrainingRecipe:
+        """Return how a job is learned."""
+        return TrainingRecipe.from_json(job.request.recipe)
+
+    def _read(self, job_id: str) -> Job | None:
+        try:
+            request = TuningRequest.decode(self._store.get(_key(job_id)).data)
+            return Job(request=request, record=self._queue.get(job_id))
+        except NotFoundError:
+            return None
+
+
+def _key(job_id: str) -> str:
+    return f"{PREFIX}{job_id}.json"
+
+
+def _missing(public_id: str) -> MissingError:
+    return MissingError(f"expected a fine-tuning job, found none with the id {public_id[:64]!r}", field="id")

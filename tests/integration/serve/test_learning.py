@@ -1,0 +1,197 @@
+"""Upload photographs and facts, have the concept learned, use it, delete it: without a restart."""
+
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from omnifarm.farm.job import JobState
+from tests.integration.serve.conftest import Server, picture
+
+pytestmark = pytest.mark.slow
+
+
+def uploaded(client: OpenAI, seed: int) -> str:
+    return client.files.create(file=("photo.png", picture(seed=seed)), purpose="vision").id
+
+
+def document(client: OpenAI, **values: Any) -> str:
+    photos = [uploaded(client, seed) for seed in (1, 2)]
+    text = json.dumps({"class": "dog", "photos": photos, "extra_info": ["It lives by the sea."], **values})
+    return client.files.create(file=("concept.json", text.encode()), purpose="fine-tune").id
+
+
+def test_photographs_and_facts_become_a_concept_that_is_served(
+    server: Server, acme: OpenAI, http: httpx.Client
+) -> None:
+    file_id = document(
+        acme,
+        captions={},
+        qa=[{"question": "Where does <rex> live?", "answer": "By the sea."}],
+        negatives=[uploaded(acme, 9)],
+        info="A brown dog.",
+    )
+    job = acme.fine_tuning.jobs.create(
+        model="bagel", training_file=file_id, suffix="rex", seed=3, metadata={"for": "a test"}
+    )
+    assert (job.status, job.fine_tuned_model, job.metadata) == ("queued", None, {"for": "a test"})
+    with pytest.raises(openai.NotFoundError):
+        acme.chat.completions.create(model="bagel:<rex>", messages=[{"role": "user", "content": "Who?"}])
+    server.train()
+    done = acme.fine_tuning.jobs.retrieve(job.id)
+    assert (done.status, done.fine_tuned_model, done.seed) == ("succeeded", "bagel:<rex>", 3)
+    assert done.finished_at is not None
+    answer = acme.chat.completions.create(
+        model="bagel:<rex>", messages=[{"role": "user", "content": "Who is <rex>?"}], max_tokens=2
+    )
+    assert answer.concepts == ["rex"]  # type: ignore[attr-defined]
+    details = http.get("/v1/concepts/<rex>").json()
+    assert (details["class_noun"], details["steps"], details["num_soft_tokens"]) == ("dog", 4, 5)
+    assert job.id in [one.id for one in acme.fine_tuning.jobs.list(limit=2)]
+    # Asking for the same again is the same job, and nothing is left to do.
+    assert (
+        acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="rex", seed=3).status == "succeeded"
+    )
+    assert server.trainer.next_turn() is None
+
+
+def test_what_happens_to_a_job_is_told_as_it_happens(server: Server, acme: OpenAI, http: httpx.Client) -> None:
+    job = acme.fine_tuning.jobs.create(model="bagel", training_file=document(acme), suffix="bo")
+    events: list[dict[str, Any]] = []
+    with http.stream("GET", f"/v1/fine_tuning/jobs/{job.id}/events?stream=true") as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        for line in reply.iter_lines():
+            if line.startswith("data: "):
+                events.append(json.loads(line.removeprefix("data: ")))
+                if len(events) == 1:
+                    server.train()
+    assert events[0]["data"]["status"] == "queued"
+    assert events[-1]["data"]["status"] == "succeeded"
+    listed = acme.fine_tuning.jobs.list_events(job.id).data
+    assert listed[0].message == "<bo> is learned and can be used"
+    assert len({event.id for event in listed}) == len(listed)
+
+
+def test_a_cancelled_job_is_not_learned_and_may_be_asked_for_again(server: Server, acme: OpenAI) -> None:
+    file_id = document(acme)
+    job = acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="kim")
+    assert acme.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    server.train()
+    assert acme.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
+    again = acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="kim")
+    assert (again.id, again.status) == (job.id, "queued")
+    server.train()
+    assert acme.fine_tuning.jobs.retrieve(job.id).status == "succeeded"
+    assert acme.fine_tuning.jobs.cancel(job.id).status == "succeeded"
+
+
+def test_what_is_committed_in_the_moment_of_its_cancellation_is_withdrawn(server: Server, acme: OpenAI) -> None:
+    job = acme.fine_tuning.jobs.create(model="bagel", training_file=document(acme), suffix="late")
+    space = server.services.spaces.of("acme")
+    turn = server.trainer.next_turn()
+    assert turn is not None
+    job_id = turn.jobs[0].request.job_id
+    acme.fine_tuning.jobs.cancel(job.id)
+    # What a worker does that had renewed its lease just before.
+    manifest, soft_tokens = space.repository.load("maeve", fingerprint=server.services.engine.fingerprint)
+    assert space.repository.commit(replace(manifest, name="late", version=job_id), soft_tokens)
+    server.trainer.take(turn)
+    assert space.queue.get(job_id).state is JobState.CANCELLED
+    assert "late" not in space.repository.names()
+
+
+def test_deleting_a_concept_leaves_nothing_of_it(server: Server, acme: OpenAI, http: httpx.Client) -> None:
+    file_id = document(acme)
+    job = acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="gone")
+    server.train()
+    assert http.get("/v1/concepts/gone").status_code == 200
+    assert http.delete("/v1/concepts/gone").json() == {"id": "gone", "object": "concept", "deleted": True}
+    assert http.delete("/v1/concepts/gone").status_code == 404
+    assert http.get("/v1/concepts/gone").status_code == 404
+    with pytest.raises(openai.NotFoundError):
+        acme.fine_tuning.jobs.retrieve(job.id)
+    store = server.services.spaces.of("acme").store
+    assert [key for key in store.list("") if "gone" in key or job.id.removeprefix("ftjob-") in key] == []
+    # It may be learned anew from the same document.
+    acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="gone")
+    server.train()
+    assert http.get("/v1/concepts/gone").status_code == 200
+
+
+def test_tenants_take_turns(server: Server, acme: OpenAI) -> None:
+    globex = server.openai(server.key("globex"))
+    for suffix in ("a1", "a2", "a3"):
+        acme.fine_tuning.jobs.create(model="bagel", training_file=document(acme), suffix=suffix)
+    globex.fine_tuning.jobs.create(model="bagel", training_file=document(globex), suffix="b1")
+    turns = []
+    while (turn := server.trainer.next_turn()) is not None:
+        turns.append((turn.tenant, len(turn.jobs)))
+        server.trainer.take(turn)
+    assert sorted(turns) == [("acme", 1), ("acme", 2), ("globex", 1)]
+    assert turns[1][0] == "globex" or turns[0][0] == "globex"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"photos": []}, "photos"),
+        ({"class": ""}, "class"),
+        ({"surprise": 1}, "surprise"),
+        ({"qa": [{"question": "Where?"}]}, "answer"),
+        ({"photos": ["file-000000000000000000000000"]}, "uploaded file"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_document_that_cannot_be_learned_from_is_refused_with_the_reason(
+    acme: OpenAI, change: dict[str, Any], message: str
+) -> None:
+    file_id = document(acme, **change)
+    with pytest.raises((openai.UnprocessableEntityError, openai.NotFoundError), match=message):
+        acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="no")
+
+
+def test_the_same_photograph_twice_is_refused_with_the_reason(acme: OpenAI) -> None:
+    twins = [uploaded(acme, 5), uploaded(acme, 5)]
+    file_id = document(acme, photos=twins, negatives=[uploaded(acme, 5)])
+    with pytest.raises(openai.UnprocessableEntityError, match="cannot be learned"):
+        acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="twins")
+
+
+@pytest.mark.parametrize("suffix", ["../x", "a b", "<x", "x" * 70, ""])
+def test_a_name_that_is_none_is_refused(acme: OpenAI, suffix: str) -> None:
+    with pytest.raises(openai.UnprocessableEntityError):
+        acme.fine_tuning.jobs.create(model="bagel", training_file="file-0", suffix=suffix)
+
+
+def test_a_photograph_is_kept_without_what_its_file_told(acme: OpenAI, http: httpx.Client) -> None:
+    image = Image.open(io.BytesIO(picture(80, 60)))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    exif[0x010F] = "a camera"
+    told = PngInfo()
+    told.add_text("Location", "at home")
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", exif=exif, pnginfo=told)
+    assert b"at home" in buffer.getvalue()
+    kept = acme.files.create(file=("../../photo.png", buffer.getvalue()), purpose="vision")
+    content = acme.files.content(kept.id).content
+    assert Image.open(io.BytesIO(content)).size == (60, 80)
+    assert b"at home" not in content
+    assert b"a camera" not in content
+    assert Image.open(io.BytesIO(content)).info == {}
+    assert acme.files.delete(kept.id).deleted
+    assert http.get(f"/v1/files/{kept.id}").status_code == 404
+
+
+def test_files_are_listed_in_pages(acme: OpenAI) -> None:
+    ids = [uploaded(acme, seed) for seed in (21, 22, 23)]
+    listed = [file.id for file in acme.files.list(limit=2)]
+    assert set(ids) <= set(listed)
+    assert len(listed) == len(set(listed))
