@@ -43,7 +43,14 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None) -> Se
     def repository(tenant: str) -> ConceptRepository:
         return spaces.of(tenant).repository
 
-    engine = Engine(loaded, repository, limits=Limits(max_text_chars=settings.max_text_chars), clock=clock)
+    engine = Engine(
+        loaded,
+        repository,
+        limits=Limits(
+            max_text_chars=settings.max_text_chars, max_images=settings.max_images, max_waiting=settings.max_waiting
+        ),
+        clock=clock,
+    )
     metrics.registry.register(EngineFigures(engine))
 
     async def this_one() -> list[tuple[str, str]]:

@@ -49,42 +49,49 @@ class DemoClient:
         concepts = [trials.name]
         answers, drawings, edits = [], [], []
         for question in trials.questions:
-            body: dict[str, Any] = {"question": question.text, "concepts": concepts}
+            parts: list[dict[str, Any]] = [{"type": "text", "text": question.text}]
             if question.image is not None:
-                body["image"] = _encoded(question.image)
-            reply, seconds = self._post("/v1/ask", body)
+                parts.append({"type": "image_url", "image_url": {"url": _data_url(question.image)}})
+            body: dict[str, Any] = {"messages": [{"role": "user", "content": parts}], "concepts": concepts}
+            reply, seconds = self._post("/v1/chat/completions", json=body)
+            said = reply["choices"][0]["message"]["content"]
             answers.append(
                 {
                     "kind": question.kind,
                     "question": question.text,
                     "image": None if question.image is None else self.keep(question.image),
-                    "answer": reply["answer"],
+                    "answer": said,
                     "expected": question.expected,
-                    "correct": None if question.expected is None else is_right(reply["answer"], question.expected),
+                    "correct": None if question.expected is None else is_right(said, question.expected),
                     "seconds": seconds,
                 }
             )
             on_trial()
         for number, (prompt, replay) in enumerate(trials.drawings):
-            reply, seconds = self._post("/v1/generate", {"prompt": prompt, "concepts": concepts, "replay": replay})
-            trace = next((entry for entry in reply["replay"] if entry["status"] != "off"), None)
+            body = {"prompt": prompt, "concepts": concepts, "replay": replay}
+            reply, seconds = self._post("/v1/images/generations", json=body)
+            drawn = reply["data"][0]
+            trace = next((entry for entry in drawn["replay"] if entry["status"] != "off"), None)
             drawings.append(
                 {
                     "prompt": prompt,
-                    "image": self._save(reply["image"], f"{trials.name}-drawn-{number}.png"),
+                    "image": self._save(drawn, f"{trials.name}-drawn-{number}.png"),
                     "replay": trace and {key: trace[key] for key in ("status", "question", "answer", "prompt")},
                     "seconds": seconds,
                 }
             )
             on_trial()
         for number, edit in enumerate(trials.edits):
-            body = {"image": _encoded(edit.source), "instruction": edit.instruction, "concepts": concepts}
-            reply, seconds = self._post("/v1/edit", body)
+            reply, seconds = self._post(
+                "/v1/images/edits",
+                data={"prompt": edit.instruction, "concepts": concepts},
+                files={"image": (edit.source.name, edit.source.read_bytes(), "image/png")},
+            )
             edits.append(
                 {
                     "instruction": edit.instruction,
                     "before": self.keep(edit.source),
-                    "after": self._save(reply["image"], f"{trials.name}-edited-{number}.png"),
+                    "after": self._save(reply["data"][0], f"{trials.name}-edited-{number}.png"),
                     "truth": None if edit.target is None else self.keep(edit.target),
                     "seconds": seconds,
                 }
@@ -92,9 +99,9 @@ class DemoClient:
             on_trial()
         return {"answers": answers, "drawings": drawings, "edits": edits}
 
-    def _post(self, path: str, body: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    def _post(self, path: str, **content: Any) -> tuple[dict[str, Any], float]:
         started = time.monotonic()
-        response = self._http.post(path, json=body)
+        response = self._http.post(path, **content)
         if response.status_code != 200:
             raise ServingError(f"expected an answer from {path}, found {response.status_code}: {response.text[:500]}")
         reply: dict[str, Any] = response.json()
@@ -103,7 +110,7 @@ class DemoClient:
     def _save(self, image: dict[str, Any], name: str) -> str:
         path = self._folder / "pictures" / name
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(base64.b64decode(image["data"]))
+        path.write_bytes(base64.b64decode(image["b64_json"]))
         return str(path.relative_to(self._folder))
 
     def keep(self, source: Path) -> str:
@@ -130,5 +137,5 @@ def _words(text: str) -> list[str]:
     return "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
 
 
-def _encoded(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode()
+def _data_url(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -125,6 +125,8 @@ def _server(cluster: LocalCluster, *, store: Path, backbone: str, checkout: Path
         **cluster.environment,
         "OMNIFARM_STORE": str(store),
         "OMNIFARM_BACKBONE": backbone,
+        "OMNIFARM_ACCESS": "owner",
+        "OMNIFARM_TRAIN": "false",
         "PYTHONPATH": str(checkout),
     }
     serve = [sys.executable, "-m", "ray.serve.scripts"]

@@ -21,10 +21,14 @@ def serve(
         str,
         typer.Option("--backbone", help="`miniature`, a checkpoint folder or a hub id.", envvar="OMNIFARM_BACKBONE"),
     ] = "miniature",
+    keys: Annotated[
+        bool, typer.Option("--keys/--no-keys", help="Ask for tenants' keys (`omnifarm tenant create`).")
+    ] = False,
 ) -> None:
-    """Serve the concepts of a store over HTTP (loopback, port 8000); Ctrl-C stops it.
+    """Serve the concepts of a store over HTTP (loopback, port 8000), and learn what is uploaded; Ctrl-C stops it.
 
-    The same as `serve run serve.app:app` with `OMNIFARM_STORE` and `OMNIFARM_BACKBONE` set.
+    The same as `serve run serve.app:app` with `OMNIFARM_STORE`, `OMNIFARM_BACKBONE` and `OMNIFARM_ACCESS` set. Without
+    `--keys` every request from this machine acts for the whole store.
     """
     checkout = Path.cwd()
     if not (checkout / "serve" / "app.py").is_file():
@@ -36,6 +40,7 @@ def serve(
         **os.environ,
         "OMNIFARM_STORE": str(Path(store).resolve()) if local else store,
         "OMNIFARM_BACKBONE": backbone,
+        "OMNIFARM_ACCESS": "keys" if keys else "owner",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }

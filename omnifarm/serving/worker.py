@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from omnifarm.errors import ServingError
 from omnifarm.serving.engine import Engine
@@ -30,6 +30,11 @@ class EngineWorker:
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
     def submit(self, request: Request, listener: Listener | None = None) -> Ticket:
         """Put a request in the line; see `Engine.submit`. Listeners are called in the engine's thread.
 
@@ -43,7 +48,7 @@ class EngineWorker:
         self._wake.set()
         return ticket
 
-    async def stream(self, request: Request) -> AsyncIterator[Event]:
+    async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
         """Yield the request's events, the last one included; leaving early cancels the request.
 
         Raises:
@@ -57,7 +62,13 @@ class EngineWorker:
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         # Submitting may read concepts from the store: not in the thread that serves everybody.
-        ticket = await asyncio.to_thread(self.submit, request, hand_over)
+        submitting = asyncio.ensure_future(asyncio.to_thread(self.submit, request, hand_over))
+        try:
+            ticket = await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            # The thread submits all the same; nobody waits for that request any more.
+            submitting.add_done_callback(_cancel_ticket)
+            raise
         try:
             while True:
                 event = await events.get()
@@ -105,3 +116,8 @@ class EngineWorker:
                 return
             self._wake.wait(_IDLE_S)
             self._wake.clear()
+
+
+def _cancel_ticket(submitting: "asyncio.Future[Ticket]") -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

@@ -25,7 +25,7 @@ from serve.remote import fetch_picture
 from serve.services import Services, Shared, User
 from serve.sse import DONE, sse, stream_reply
 from serve.wire.base import responses
-from serve.wire.chat import ChatBody, ChatReply, Usage, chunk
+from serve.wire.chat import ChatBody, ChatReply, Usage, chunk, finish_reason
 
 router = APIRouter(tags=["Ask"])
 _MAX_TOKENS = 256
@@ -50,7 +50,7 @@ async def complete(
     asked = shared.engine.door.ask(
         body.question(),
         concepts=body.named_concepts(),
-        images=await _images(body, shared),
+        image=await _images(body, shared),
         max_tokens=body.max_completion_tokens or body.max_tokens or _MAX_TOKENS,
         temperature=body.temperature or None,
         seed=body.seed or 0,
@@ -134,7 +134,7 @@ async def _pieces(
                     answer = event.result
                     assert isinstance(answer, Answer)
                     _count(shared, answer)
-                    yield sse(chunk(**named, delta={}, finish_reason=answer.finish_reason))
+                    yield sse(chunk(**named, delta={}, finish_reason=finish_reason(answer)))
                     if with_usage:
                         yield sse(chunk(**named, delta=None, usage=Usage.of(answer)))
     yield DONE

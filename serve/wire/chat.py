@@ -155,16 +155,20 @@ class ChatReply(BaseModel):
     def of(cls, answer: Answer, *, reply_id: str, created: int, model: str) -> "ChatReply":
         """The answer as JSON."""
         message = AnswerMessage(content=answer.text, reasoning_content=answer.thought or None)
-        finish: Literal["stop", "length"] = "length" if answer.finish_reason == "length" else "stop"
         return cls(
             id=reply_id,
             created=created,
             model=model,
-            choices=[Choice(message=message, finish_reason=finish)],
+            choices=[Choice(message=message, finish_reason=finish_reason(answer))],
             usage=Usage.of(answer),
             concepts=list(answer.concepts),
             timings=dict(answer.timings),
         )
+
+
+def finish_reason(answer: Answer) -> Literal["stop", "length"]:
+    """Why an answer ends."""
+    return "stop" if answer.is_complete else "length"
 
 
 def chunk(

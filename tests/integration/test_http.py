@@ -1,6 +1,5 @@
-"""The HTTP surface against one running Ray Serve, on the tiny random checkpoint of the golden vectors."""
+"""The application behind Ray Serve, as `serve/serve.yaml` deploys it, on the tiny random checkpoint."""
 
-import base64
 import contextlib
 import io
 import json
@@ -9,78 +8,71 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
-import torch
 import yaml
-from PIL import Image
+from openai import OpenAI
+from prometheus_client.parser import text_string_to_metric_families
 
-from omnifarm.backbone.weights import backbone_info
-from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
-from omnifarm.concept.repository import ConceptRepository
-from omnifarm.concept.soft_tokens import SoftTokens
+from omnifarm.clock import SystemClock
 from omnifarm.store.open import open_store
+from omnifarm.tenancy import Accounts, TenantLimits
+from tests.integration.serve.conftest import CHECKPOINT, RECIPE, commit, picture
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
-CHECKPOINT = ROOT / "tests" / "golden" / "a" / "checkpoint"
 START_TIMEOUT_S = 240.0
-FEW_STEPS = {"num_timesteps": 3}
+WAIT_S = 120.0
 
 
-def commit(store: Path, name: str, *, seed: int) -> None:
-    """Commit a concept whose soft tokens are noise."""
-    info = backbone_info(CHECKPOINT)
-    draw = torch.Generator().manual_seed(seed)
-    soft_tokens = SoftTokens(
-        und=torch.randn(5, info["hidden_size"], generator=draw) * 0.1,
-        gen=torch.randn(4, info["hidden_size"], generator=draw) * 0.1,
-    )
-    manifest = ArtifactManifest(
-        name=name,
-        version=f"{seed:064x}",
-        class_noun="dog",
-        fingerprint=info["fingerprint"],
-        data_digest="0" * 64,
-        tensors_digest=tensors_digest(encode_soft_tokens(soft_tokens)),
-        num_und=4,
-        num_gen=4,
-        width=info["hidden_size"],
-        created_at_s=float(seed),
-    )
-    assert ConceptRepository(open_store(str(store))).commit(manifest, soft_tokens)
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A running application."""
+
+    url: str
+    key: str
+    log: Path
+    process: psutil.Process
+
+    def http(self) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=WAIT_S)
+
+    def sample(self, name: str, **labels: str) -> float:
+        """The sum of a metric over all replicas."""
+        with self.http() as client:
+            families = text_string_to_metric_families(client.get("/metrics").text)
+            samples = [sample for family in families for sample in family.samples if sample.name == name]
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
-    commit(folder, "maeve", seed=1)
-    commit(folder, "bo", seed=2)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def url(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server on a free port of loopback, ended by process id."""
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`serve run` of the real serve.yaml on a free port of loopback, ended by process id."""
+    store = tmp_path_factory.mktemp("store")
+    accounts = Accounts(open_store(str(store)), clock=SystemClock())
+    accounts.create("acme", limits=TenantLimits(requests_per_minute=6000, max_concurrent=64))
+    key = accounts.add_key("acme")
+    commit(open_store(f"{store}/tenants/acme"), "maeve", seed=1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     work = tmp_path_factory.mktemp("serve")
     document = yaml.safe_load((ROOT / "serve" / "serve.yaml").read_text())
     document["http_options"]["port"] = port
-    document["applications"][0]["args"] = {
+    (application,) = document["applications"]
+    application["args"] |= {
         "store": str(store),
         "backbone": str(CHECKPOINT),
-        "max_body_bytes": 200_000,
-        "max_pixels": 250_000,
-        "max_text_chars": 300,
+        "recipe": json.dumps(RECIPE),
         "max_waiting": 4,
+        "max_body_bytes": 200_000,
     }
     (work / "serve.yaml").write_text(yaml.safe_dump(document))
     # Ray's socket paths are limited to 107 bytes, so its folder cannot be pytest's.
@@ -97,7 +89,8 @@ def url(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PYTHONPATH": str(ROOT),
     }
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(work / "serve.yaml")]
-    with (work / "log").open("wb") as log:
+    log_path = work / "log"
+    with log_path.open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     family = [psutil.Process(process.pid)]
     address = f"http://127.0.0.1:{port}"
@@ -105,12 +98,12 @@ def url(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{address}/health", timeout=5.0).status_code == 200:
+                if httpx.get(f"{address}/ready", timeout=5.0).status_code == 200:
                     break
             if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the server did not start: {(work / 'log').read_text(errors='replace')[-3000:]}")
+                pytest.fail(f"the server did not start: {log_path.read_text(errors='replace')[-3000:]}")
             time.sleep(0.5)
-        yield address
+        yield Served(url=address, key=key, log=log_path, process=family[0])
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             family += family[0].children(recursive=True)
@@ -123,93 +116,94 @@ def url(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         subprocess.run(["rm", "-rf", str(ray_folder)], check=False)
 
 
-@pytest.fixture(scope="session")
-def client(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=120.0) as opened:
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[httpx.Client]:
+    with served.http() as opened:
         yield opened
 
 
-def picture(width: int = 64, height: int = 64, *, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((width, height)).convert("RGB").save(buffer, format=kind)
-    return buffer.getvalue()
+def wait_until(claim: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not claim():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.2)
 
 
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+def test_the_openai_client_asks_and_draws_through_ray_serve(served: Served) -> None:
+    openai = OpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0)
+    answer = openai.chat.completions.create(
+        model="bagel:<maeve>", messages=[{"role": "user", "content": "Who is <maeve>?"}], max_tokens=3
+    )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens >= 1
+    events = list(
+        openai.images.generate(  # type: ignore[call-overload]
+            model="bagel",
+            prompt="A photo of <maeve>.",
+            size="64x64",
+            stream=True,
+            partial_images=2,
+            extra_body={"num_timesteps": 9, "replay": "off"},
+        )
+    )
+    assert [event.type for event in events][-1] == "image_generation.completed"
+    assert len(events) == 3
 
 
-def error_of(reply: httpx.Response, status: int) -> dict[str, Any]:
-    assert reply.status_code == status, reply.text
-    error: dict[str, Any] = reply.json()["error"]
-    assert set(error) >= {"type", "message"}
-    return error
+def test_what_is_uploaded_is_learned_and_served(served: Served) -> None:
+    openai = OpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0)
+    photos = [openai.files.create(file=("a.png", picture(seed=seed)), purpose="vision").id for seed in (1, 2)]
+    text = json.dumps({"class": "dog", "photos": photos, "extra_info": ["It lives by the sea."]})
+    file_id = openai.files.create(file=("c.json", io.BytesIO(text.encode())), purpose="fine-tune").id
+    job = openai.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="rex")
+    with served.http() as http, http.stream("GET", f"/v1/fine_tuning/jobs/{job.id}/events?stream=true") as reply:
+        told = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: ")]
+    assert told[-1]["data"]["status"] == "succeeded"
+    assert "bagel:<rex>" in {model.id for model in openai.models.list()}
+    answer = openai.chat.completions.create(
+        model="bagel:<rex>", messages=[{"role": "user", "content": "Who?"}], max_tokens=2
+    )
+    assert answer.concepts == ["rex"]  # type: ignore[attr-defined]
 
 
-def test_health_names_the_backbone(client: httpx.Client) -> None:
-    reply = client.get("/health")
-    assert reply.status_code == 200
-    assert reply.json()["fingerprint"] == backbone_info(CHECKPOINT)["fingerprint"]
+LONG = {"prompt": "A photo of <maeve>.", "replay": "off", "size": "128x128", "num_timesteps": 200}
 
 
-def test_a_concept_committed_while_the_server_runs_is_listed_and_usable(client: httpx.Client, store: Path) -> None:
-    assert {entry["name"] for entry in client.get("/v1/concepts").json()["concepts"]} >= {"bo", "maeve"}
-    commit(store, "late", seed=3)
-    assert "<late>" in [entry["identifier"] for entry in client.get("/v1/concepts").json()["concepts"]]
-    assert client.post("/v1/ask", json={"question": "Who is <late>?", "max_tokens": 3}).status_code == 200
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_takes_its_drawing_with_it(served: Served, client: httpx.Client, stream: bool) -> None:
+    steps = served.sample("omnifarm_engine_steps_total")
+    gone = served.sample("omnifarm_disconnects_total")
+    body = {**LONG, "stream": stream, "partial_images": 3 if stream else 0}
+    with contextlib.suppress(httpx.ReadTimeout), served.http() as leaving:
+        if stream:
+            with leaving.stream("POST", "/v1/images/generations", json=body) as reply:
+                next(reply.iter_lines())
+        else:
+            leaving.post("/v1/images/generations", json=body, timeout=httpx.Timeout(30, read=0.5))
+    wait_until(lambda: client.get("/ready").json()["running"] == 0)
+    assert served.sample("omnifarm_engine_steps_total") - steps < 198
+    wait_until(lambda: served.sample("omnifarm_disconnects_total") > gone)
 
 
-def test_a_question_as_json_and_as_a_form_gets_the_same_answer(client: httpx.Client) -> None:
-    asked = {"question": "Is <maeve> in the photo?", "max_tokens": 5}
-    as_json = client.post("/v1/ask", json={**asked, "image": encoded(picture()), "concepts": ["maeve", "bo"]})
-    form = {**asked, "max_tokens": "5", "concepts": ["maeve", "bo"]}
-    as_form = client.post("/v1/ask", data=form, files={"image": ("a.png", picture(), "image/png")})
-    assert as_json.status_code == as_form.status_code == 200, as_form.text
-    assert as_json.json()["answer"] == as_form.json()["answer"]
-    assert as_form.json()["concepts"] == ["maeve", "bo"]
-    assert {"prefill_s", "decode_s", "total_s"} <= set(as_json.json()["timings"])
+def test_a_full_server_says_when_to_come_back(served: Served) -> None:
+    body = {**LONG, "num_timesteps": 40}
+    with ThreadPoolExecutor(12) as pool, served.http() as http:
+        replies = list(
+            pool.map(lambda seed: http.post("/v1/images/generations", json={**body, "seed": seed}), range(12))
+        )
+    refused = [reply for reply in replies if reply.status_code == 503]
+    assert {reply.status_code for reply in replies} == {200, 503}
+    assert all(int(reply.headers["Retry-After"]) >= 1 for reply in refused)
+    assert refused[0].json()["error"]["code"] == "overloaded"
 
 
-def test_a_drawing_is_repeatable_and_carries_its_trace(client: httpx.Client) -> None:
-    body = {"prompt": "A photo of <maeve> at home.", "width": 64, "height": 48, "seed": 7, **FEW_STEPS}
-    first, again = (client.post("/v1/generate", json=body).json() for _ in range(2))
-    other = client.post("/v1/generate", json={**body, "seed": 8}).json()
-    assert first["image"] == again["image"]
-    assert first["image"]["data"] != other["image"]["data"]
-    drawn = Image.open(io.BytesIO(base64.b64decode(first["image"]["data"])))
-    assert drawn.size == (64, 48)
-    assert first["concepts"] == ["maeve"]
-    (trace,) = first["replay"]
-    assert trace["mode"] == "unified"
-    assert trace["status"] in ("used", "no_open_fact", "fallback_parse", "fallback_leak")
-    assert "<maeve>" in trace["prompt"] == first["prompt"]
-
-
-@pytest.mark.parametrize("mode", ["off", "three_stage"])
-def test_replay_is_a_switch(client: httpx.Client, mode: str) -> None:
-    body = {"prompt": "A photo of <maeve>.", "replay": mode, "width": 32, "height": 32, **FEW_STEPS}
-    reply = client.post("/v1/generate", json=body).json()
-    assert [trace["mode"] for trace in reply["replay"]] == [mode]
-
-
-def test_an_edit_keeps_the_size_of_its_source(client: httpx.Client) -> None:
-    form = {"instruction": "remove <maeve>: dog from the photo", "num_timesteps": "3", "seed": "1"}
-    reply = client.post("/v1/edit", data=form, files={"image": ("a.jpg", picture(96, 64, kind="JPEG"), "image/jpeg")})
-    assert reply.status_code == 200, reply.text
-    assert (reply.json()["image"]["width"], reply.json()["image"]["height"]) == (96, 64)
-    assert reply.json()["replay"][0]["status"] == "off"
-
-
-def test_an_unknown_concept_is_404(client: httpx.Client) -> None:
-    error = error_of(client.post("/v1/ask", json={"question": "Is <nobody> here?"}), 404)
-    assert error["type"] == "UnknownConceptError"
-    assert error["concept"] == "<nobody>"
-
-
-def test_too_much_is_413(client: httpx.Client) -> None:
-    big = {"question": "What?", "image": "A" * 300_000}
-    error_of(client.post("/v1/ask", json=big), 413)
-    error_of(client.post("/v1/ask", json={"question": "What?", "image": encoded(picture(600, 600))}), 413)
+def test_metrics_tell_what_happened(served: Served) -> None:
+    before = served.sample("omnifarm_http_requests_total", route="/v1/concepts", status="200")
+    with served.http() as http:
+        assert http.get("/v1/concepts").status_code == 200
+    assert served.sample("omnifarm_http_requests_total", route="/v1/concepts", status="200") == before + 1
+    assert served.sample("omnifarm_engine_steps_total") > 0
+    assert served.sample("omnifarm_image_seconds_count", kind="image_generation") > 0
 
 
 def test_an_announced_length_is_not_trusted(client: httpx.Client) -> None:
@@ -217,66 +211,11 @@ def test_an_announced_length_is_not_trusted(client: httpx.Client) -> None:
         for _ in range(40):
             yield b"x" * 10_000
 
-    reply = client.post("/v1/ask", content=chunks(), headers={"Content-Type": "application/json"})
-    error_of(reply, 413)
+    reply = client.post("/v1/chat/completions", content=chunks(), headers={"Content-Type": "application/json"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (413, "too_large")
 
 
-def test_other_formats_are_415(client: httpx.Client) -> None:
-    error_of(client.post("/v1/ask", content=b"question", headers={"Content-Type": "text/plain"}), 415)
-    gif = picture(kind="GIF")
-    error_of(client.post("/v1/ask", json={"question": "What?", "image": encoded(gif)}), 415)
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/ask", {}),
-        ("/v1/ask", {"question": " "}),
-        ("/v1/ask", {"question": "What?" * 100}),
-        ("/v1/ask", {"question": "What?", "surprise": 1}),
-        ("/v1/ask", {"question": "What?", "image": "not base64!"}),
-        ("/v1/ask", {"question": "What?", "concepts": ["../etc"]}),
-        ("/v1/ask", {"question": "What?", "max_tokens": 0}),
-        ("/v1/ask", {"question": "What?", "image": encoded(picture()[:-20])}),
-        ("/v1/generate", {"prompt": "A dog.", "width": 65, "height": 64}),
-        ("/v1/generate", {"prompt": "A dog.", "width": 4096, "height": 64}),
-        ("/v1/generate", {"prompt": "A dog.", "num_timesteps": 100_000}),
-        ("/v1/generate", {"prompt": "A dog.", "cfg_renorm_type": "local"}),
-        ("/v1/generate", {"prompt": "A dog.", "replay": "sometimes"}),
-        ("/v1/edit", {"instruction": "remove it"}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else json.dumps(value)[:40],
-)
-def test_what_is_wrong_is_422_and_says_so(client: httpx.Client, path: str, body: dict[str, Any]) -> None:
-    assert len(error_of(client.post(path, json=body), 422)["message"]) > 10
-
-
-def test_a_body_that_does_not_parse_is_422(client: httpx.Client) -> None:
-    for raw in (b"{", b"[]", b"\xff\xfe", b"[" * 5000):
-        error_of(client.post("/v1/ask", content=raw, headers={"Content-Type": "application/json"}), 422)
-
-
-def test_unknown_paths_have_the_same_error_shape(client: httpx.Client) -> None:
-    error_of(client.get("/v2/nothing"), 404)
-    error_of(client.get("/v1/ask"), 405)
-
-
-def test_a_full_server_says_when_to_come_back(url: str) -> None:
-    body = {"prompt": "A photo of <bo>.", "replay": "off", "width": 128, "height": 128, "num_timesteps": 40}
-    with ThreadPoolExecutor(12) as pool:
-        replies = list(
-            pool.map(lambda seed: httpx.post(f"{url}/v1/generate", json={**body, "seed": seed}, timeout=120), range(12))
-        )
-    refused = [reply for reply in replies if reply.status_code == 503]
-    assert {reply.status_code for reply in replies} == {200, 503}
-    assert all(int(reply.headers["Retry-After"]) >= 1 for reply in refused)
-    assert error_of(refused[0], 503)["type"] == "OverloadedError"
-    assert httpx.get(f"{url}/health", timeout=30).json()["waiting"] == 0
-
-
-def test_the_openapi_document_describes_both_kinds_of_body(client: httpx.Client) -> None:
-    document = client.get("/openapi.json").json()
-    content = document["paths"]["/v1/edit"]["post"]["requestBody"]["content"]
-    assert content["multipart/form-data"]["schema"]["properties"]["image"]["format"] == "binary"
-    assert "instruction" in content["application/json"]["schema"]["required"]
-    assert {"404", "413", "415", "422", "503"} <= set(document["paths"]["/v1/ask"]["post"]["responses"])
+def test_the_log_holds_one_line_for_a_request(served: Served, client: httpx.Client) -> None:
+    client.get("/v1/concepts", headers={"X-Request-Id": "look-for-this-one"})
+    logs = Path(f"/tmp/omf-http-{os.getpid()}").rglob("*.*")
+    wait_until(lambda: any("look-for-this-one" in path.read_text(errors="replace") for path in logs if path.is_file()))
