@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from shutil import copyfile
-from typing import cast
 
 import torch
 from safetensors.torch import load, save_file
@@ -23,7 +22,6 @@ from omnifarm.backbone.config import BackboneConfig
 from omnifarm.backbone.model import Backbone
 from omnifarm.cli.local_cluster import free_port
 from omnifarm.cli.sharding_process import TIMEOUT_S, Plan
-from omnifarm.concept.recipe import Precision
 from omnifarm.errors import ConfigError, TrainingError
 from omnifarm.miniature.benchmark import write_concept_folders
 from omnifarm.training.sharded_backbone import weights_bytes
@@ -64,7 +62,7 @@ def measure_sharding(
             f"expected layouts zero3 or fsdp2, at least 2 processes and a precision of {', '.join(DTYPES)}; "
             f"found {', '.join(layouts)}, {num_ranks}, {precision!r}"
         )
-    dtype = DTYPES[cast(Precision, precision)]
+    dtype = DTYPES[precision]
     with tempfile.TemporaryDirectory(prefix="omf-") as name:
         root = Path(name)
         backbone, expected = _write_backbone(root / "backbone", num_layers=num_layers, num_ranks=num_ranks)

@@ -103,10 +103,10 @@ def plain_layer(
         return _routed(x, experts, getattr(holder, name), getattr(holder, f"{name}_moe_gen"))
 
     def heads(x_RW: Tensor) -> Tensor:
-        return x_RW.unflatten(-1, (-1, head_dim))
+        return x_RW.reshape(*x_RW.shape[:-1], -1, head_dim)
 
     def batched(x_RHd: Tensor) -> Tensor:
-        return x_RHd.unflatten(0, (batch, longest)).transpose(1, 2)
+        return x_RHd.reshape(batch, longest, *x_RHd.shape[1:]).transpose(1, 2)
 
     normed = routed(hidden_RD, layer, "input_layernorm")
     query = routed(heads(routed(normed, attention, "q_proj")), attention, "q_norm")

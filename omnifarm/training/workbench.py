@@ -131,11 +131,11 @@ class Workbench:
         learned, measured = spec, None
         if recipe.held_out_photos:
             learned, measured = split_held_out(spec, count=recipe.held_out_photos)
-        source, held_out = (
-            one and ConceptSamples(one, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout)
-            for one in (learned, measured)
-        )
-        assert source is not None
+
+        def samples(of: ConceptSpec) -> ConceptSamples:
+            return ConceptSamples(of, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout)
+
+        source, held_out = samples(learned), None if measured is None else samples(measured)
         if checkpoint is not None:
             return load_lane(
                 checkpoint, identity=identity, recipe=recipe, source=source, held_out=held_out, device=model.device

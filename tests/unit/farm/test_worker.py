@@ -12,7 +12,8 @@ from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
-from omnifarm.farm.worker import CHECKPOINTS, Worker, WorkerSettings
+from omnifarm.farm.worker import CHECKPOINTS, Worker
+from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.base import Object
 from omnifarm.store.memory import MemoryStore
 from omnifarm.training.workbench import Workbench
