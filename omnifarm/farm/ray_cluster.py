@@ -25,7 +25,8 @@ from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError, FarmError
 from omnifarm.farm.cluster_access import require_token
 from omnifarm.farm.metrics import COUNTERS, GAUGES, HISTOGRAMS
-from omnifarm.farm.worker import WorkerSettings, run_worker
+from omnifarm.farm.worker import WorkerSettings
+from omnifarm.farm.worker_process import run_worker
 from omnifarm.logs import configure
 from omnifarm.training.sharding import SHARDINGS
 
