@@ -24,6 +24,7 @@ from omnifarm.cli.local_cluster import free_port
 from omnifarm.cli.sharding_process import TIMEOUT_S, Plan
 from omnifarm.errors import ConfigError, TrainingError
 from omnifarm.miniature.benchmark import write_concept_folders
+from omnifarm.training.lockstep import WHOLE
 from omnifarm.training.sharded_backbone import weights_bytes
 from omnifarm.training.workbench import DTYPES
 
@@ -115,9 +116,8 @@ def _write_backbone(folder: Path, *, num_layers: int, num_ranks: int) -> tuple[P
     tensors = model.state_dict()
     save_file(tensors, folder / "ema.safetensors")
     numel = {name: tensor.numel() for name, tensor in tensors.items()}
-    shared = sum(
-        count for name, count in numel.items() if not name.startswith("vit_model.") and "pos_embed" not in name
-    )
+    whole = (*(f"{name}." for name in WHOLE), "vit_pos_embed.", "latent_pos_embed.")
+    shared = sum(count for name, count in numel.items() if not name.startswith(whole))
     return folder, 1 - (1 - 1 / num_ranks) * shared / sum(numel.values())
 
 
@@ -143,7 +143,7 @@ def _run(plan: Plan, out: Path) -> list[dict[str, int]]:
         with log.open("wb") as sink:
             processes.append(subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT))
     try:
-        codes = [process.wait(timeout=5 * TIMEOUT_S) for process in processes]
+        codes = [process.wait(timeout=2 * TIMEOUT_S) for process in processes]
     finally:
         for process in processes:
             process.kill()

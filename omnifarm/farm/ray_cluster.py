@@ -25,7 +25,7 @@ from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError, FarmError
 from omnifarm.farm.cluster_access import require_token
 from omnifarm.farm.metrics import COUNTERS, GAUGES, HISTOGRAMS
-from omnifarm.farm.worker import run_worker
+from omnifarm.farm.worker_process import run_worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import configure
 from omnifarm.training.sharding import SHARDINGS

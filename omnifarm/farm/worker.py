@@ -28,7 +28,6 @@ from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import event
 from omnifarm.store.base import Store
-from omnifarm.store.open import open_store
 from omnifarm.training.checkpoint import save_lane
 from omnifarm.training.curves import curve_parquet
 from omnifarm.training.lane import Lane
@@ -329,45 +328,6 @@ class Worker:
             self._queue.fail(record, reason=reason, retryable=retryable, traceback=trace)
         except LeaseLostError as error:
             event(_logger, "late_failure_discarded", concept=record.name, worker=self._id, reason=str(error))
-
-
-def run_worker(
-    worker_id: str,
-    *,
-    store_url: str,
-    backbone: str,
-    recipe: TrainingRecipe,
-    settings: WorkerSettings,
-    cell: str | None = None,
-    metrics: Metrics | None = None,
-    device: str = "cpu",
-    sharding: str = "replicated",
-) -> None:
-    """Load a backbone and work until its pool has nothing left to do; the body of a worker process.
-
-    Raises:
-        WeightsError: The backbone cannot be loaded.
-        ConfigError: Its layout over the cell's processes is unknown or does not fit.
-        StoreError: The store failed.
-    """
-    store = open_store(store_url)
-    workbench = Workbench.open(
-        backbone,
-        precision=recipe.precision,
-        device=device,
-        sharding=sharding,
-        lanes_per_pack=settings.lanes_per_pack,
-        store=store,
-    )
-    Worker(
-        worker_id,
-        store=store,
-        workbench=workbench,
-        recipe=recipe,
-        settings=settings,
-        cell=cell,
-        metrics=metrics,
-    ).run()
 
 
 def checkpoint_key(job_id: str) -> str:

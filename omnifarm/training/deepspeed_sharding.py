@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from omnifarm.backbone.config import BackboneConfig
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.mot import MoTLayer
-from omnifarm.training.lockstep import TrainForward
+from omnifarm.training.lockstep import TrainForward, without_whole
 
 
 def shard_zero3(config: BackboneConfig, *, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Backbone]:
@@ -28,22 +28,22 @@ def shard_zero3(config: BackboneConfig, *, dtype: torch.dtype, device: torch.dev
         device: Where the shares lie.
 
     Returns:
-        The gathering module and the backbone inside it; its vision tower is on the meta device.
+        The gathering module and the backbone inside it; what stays whole is on the meta device.
     """
     deepspeed = import_deepspeed(device)
     numel = sum(parameter.numel() for parameter in _layer(config).parameters())
     settings = _settings(numel, dtype=dtype, world=dist.get_world_size())
     with deepspeed.zero.Init(config_dict_or_path=settings, dtype=dtype), _WithoutDrawing():
         model = Backbone(config)
+    without_whole(model)
     with torch.device("meta"):
-        tower = Backbone(config).vit_model
-    # The tower is not sharded, so DeepSpeed must not see it.
-    del model.vit_model
+        whole = without_whole(Backbone(config))
     model.requires_grad_(False)
     module = TrainForward(model)
     deepspeed.utils.set_z3_leaf_modules(module, [MoTLayer])
     engine, *_ = deepspeed.initialize(model=module, config=settings)
-    model.vit_model = tower
+    for name, part in whole.items():
+        setattr(model, name, part)
     # The engine's own call expects an optimizer behind it; the module inside has all the hooks.
     return engine.module, model
 

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from omnifarm.backbone.config import BackboneConfig
 from omnifarm.backbone.model import Backbone
-from omnifarm.training.lockstep import TrainForward
+from omnifarm.training.lockstep import TrainForward, without_whole
 
 
 def shard_fsdp2(config: BackboneConfig, *, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Backbone]:
@@ -23,21 +23,20 @@ def shard_fsdp2(config: BackboneConfig, *, dtype: torch.dtype, device: torch.dev
         device: Where the shares lie.
 
     Returns:
-        The gathering module and the backbone inside it; its vision tower is on the meta device.
+        The gathering module and the backbone inside it; what stays whole is on the meta device.
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     with torch.device("meta"):
         model = Backbone(config).to(dtype).requires_grad_(False)
     module = TrainForward(model)
-    # The tower is not sharded, and its weights are read later.
-    tower = model.vit_model
-    del model.vit_model
+    whole = without_whole(model)
     language_model = model.language_model
     for part in (*language_model.model.layers, language_model.model.embed_tokens, language_model.lm_head):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
     module.to_empty(device=device)
-    model.vit_model = tower
+    for name, part in whole.items():
+        setattr(model, name, part)
     return module, model
 
 

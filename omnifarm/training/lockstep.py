@@ -10,8 +10,8 @@ A gather is a call that all processes must make, in one order, or the cell hangs
 3. **One way back.** Both output heads hang on both kinds of loss by a sum over nothing, so a backward pass goes through
    every module whichever samples a pack holds; the sum adds an exact zero.
 
-The vision tower, 3 % of the published weights, stays whole: pictures are encoded when a lane begins, which is no moment
-at which the other processes could be asked to help.
+What encodes pictures (`WHOLE`, 3 % of the published weights) stays whole in every process: pictures are prepared when a
+lane begins, which is no moment at which the other processes could be asked to help.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,17 @@ from omnifarm.training.sharding import Turn
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
 """Name of the token embedding in every weights file."""
+
+WHOLE = ("vit_model", "connector")
+"""Modules of the backbone that are not sharded."""
+
+
+def without_whole(model: Backbone) -> dict[str, nn.Module]:
+    """Take the modules out that a library is to leave alone; put them back with `setattr` when it is done."""
+    taken = {name: getattr(model, name) for name in WHOLE}
+    for name in WHOLE:
+        delattr(model, name)
+    return taken
 
 
 class TrainForward(nn.Module):

@@ -135,7 +135,7 @@ class ShareLoader:
 def _fill_whole(
     model: Backbone, weights: WeightSlices, *, but: set[str], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Fill what every process holds: the vision tower and the fixed position tables."""
+    """Fill what every process holds: the encoder of pictures and the fixed position tables."""
     model.vit_pos_embed.to(dtype=dtype, device=device)
     model.latent_pos_embed.to(dtype=dtype, device=device)
     for table in (model.vit_pos_embed, model.latent_pos_embed):

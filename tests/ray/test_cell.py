@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import psutil
 import pytest
 
 from omnifarm.clock import SystemClock
+from omnifarm.concept.artifact import encode_soft_tokens
+from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.repository import ConceptRepository
+from omnifarm.concept.spec import ConceptSpec
 from omnifarm.farm.job import JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.local import LocalStore
+from omnifarm.training.workbench import Workbench
 from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE, write_concepts
 
 pytestmark = [
@@ -130,3 +135,39 @@ def test_a_killed_worker_loses_nothing(cluster: Any, folder: Path, backbone: Bac
     assert "3 are learned already" in again.stderr
     assert "workers with" not in again.stderr
     assert {record.name: record for record in queue.list()} == records
+
+
+def test_a_cell_that_shares_one_backbone_learns_what_a_whole_copy_learns(
+    cluster: Any, folder: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path / "store")
+    queue = JobQueue(store, clock=SystemClock())
+    short = replace(backbone, recipe=backbone.recipe.with_overrides({"steps": 4}))
+    submit_concepts(str(folder), queue=queue, backbone=short, only=["ada", "bob", "cyd"])
+    cluster.run_cell(
+        cluster.CellConfig(
+            store=str(tmp_path / "store"),
+            backbone=backbone.name,
+            name="shared",
+            recipe=short.recipe,
+            num_workers=2,
+            sharding="zero3",
+            max_failures=0,
+            worker=WorkerSettings(lanes=2, lease_s=60, poll_s=0.5),
+        )
+    )
+    records = {record.name: record for record in queue.list()}
+    assert {record.state for record in records.values()} == {JobState.COMMITTED}
+
+    workbench = Workbench.open(backbone.name, precision=short.recipe.precision)
+    specs = dict(load_concepts(str(folder)))
+    for name, record in records.items():
+        spec = specs[name]
+        assert isinstance(spec, ConceptSpec)
+        lane = workbench.lane(spec, recipe=short.recipe, identity=record.job_id)
+        workbench.trainer.add(lane)
+        while workbench.trainer.lanes:
+            workbench.trainer.step()
+        expected = workbench.finish(lane, spec=spec, identity=record.job_id)
+        _, soft_tokens = ConceptRepository(store).load(name, fingerprint=backbone.fingerprint)
+        assert encode_soft_tokens(soft_tokens) == encode_soft_tokens(expected.soft_tokens)

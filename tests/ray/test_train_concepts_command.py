@@ -66,3 +66,16 @@ def test_a_set_of_unusable_concepts_needs_no_cluster(app: typer.Typer, tmp_path:
     code, output = run(app, "--concepts", str(folder), "--store", str(tmp_path / "store"))
     assert code == 1, output
     assert "0 of 1 concepts are learned" in output
+
+
+def test_a_cluster_that_other_machines_can_reach_is_not_joined_without_a_token(
+    app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.unit.farm.concept_folders import write_concepts
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.5:6379")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    folder = write_concepts(tmp_path / "concepts", ["ada"])
+    code, output = run(app, "--concepts", str(folder), "--store", str(tmp_path / "store"))
+    assert code == 2, output
+    assert "RAY_AUTH_MODE" in output
