@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from omnifarm.cli.output import Json, json_object
+from omnifarm.cli.output import Json, json_object, print_json, results
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -78,3 +78,50 @@ def local(
     summarise(records, took_s=clock.monotonic_s() - began_s, as_json=json)
     if any(record.state is not JobState.COMMITTED for record in records):
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    concepts: Annotated[str, typer.Option(help="Typical concepts: a folder of them, or s3://...")],
+    backbone: Annotated[str, typer.Option(help="miniature, a checkpoint folder, or a Hugging Face id.")] = "miniature",
+    num_concepts: Annotated[int | None, typer.Option(min=1, help="How many to plan for; default: those given.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps per concept; default: the backbone's recipe.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="More recipe settings as JSON.")] = None,
+    lanes: Annotated[int, typer.Option(min=1, help="Concepts in one pack.")] = 4,
+    devices: Annotated[int, typer.Option(min=1, help="Devices, each with packs of its own.")] = 1,
+    price: Annotated[float, typer.Option(min=0, help="Price of one device for one hour, in your currency.")] = 0.0,
+    flops_per_s: Annotated[
+        float | None,
+        typer.Option(
+            help="Operations per second the device reaches in training; default: measured here, on a few steps."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to measure: cpu or cuda.")] = "cpu",
+    json: Json = False,
+) -> None:
+    """Predict time, memory and cost of learning many concepts, from counted operations and a measured rate."""
+    import dataclasses
+
+    from omnifarm.cli.train_plan import plan_training
+
+    report = plan_training(
+        concepts,
+        backbone=backbone,
+        overrides={"steps": steps, **json_object(recipe, what="--recipe")},
+        num_concepts=num_concepts,
+        lanes=lanes,
+        price_per_hour=price,
+        flops_per_s=flops_per_s,
+        device=device,
+    )
+    wall_s = report.prediction.seconds / devices
+    if json:
+        print_json({**dataclasses.asdict(report), "devices": devices, "wall_s": wall_s})
+        return
+    results.print(
+        f"{report.num_concepts} concepts of {report.steps} steps, {report.lanes} in a pack of {report.step.num_tokens} tokens "
+        f"({report.step.share_saved:.0%} saved by sharing), {report.step.flops / 1e9:.3g} GFLOP a step\n"
+        f"at {report.flops_per_s / 1e9:.4g} GFLOP/s ({report.rate_from}): {wall_s:.0f} s on {devices} devices, "
+        f"{report.prediction.device_hours:.3g} device hours, cost {report.prediction.cost:.2f}, "
+        f"{report.prediction.memory_bytes / 2**30:.2f} GiB a device"
+    )

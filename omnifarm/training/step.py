@@ -73,7 +73,7 @@ def packed_step(
     lanes = [lane for lane in lanes if lane.is_active]
     if not lanes:
         return PackCount()
-    packed, tasks, spans, held_out = _packed(
+    packed, tasks, spans, held_out = pack_lanes(
         lanes, drawn, special_ids=special_ids, config=config, share_prefixes=share_prefixes
     )
     output = sharding.forward(packed.to(sharding.device), soft_table=torch.cat([lane.soft for lane in lanes]))
@@ -120,13 +120,13 @@ def _draw(lanes: Sequence[Lane]) -> list[Sequence[ConceptSample]]:
     return drawn
 
 
-def _packed(
+def pack_lanes(
     lanes: Sequence[Lane],
     drawn: Sequence[Sequence[ConceptSample]],
     *,
     special_ids: SpecialIds,
     config: BackboneConfig,
-    share_prefixes: bool,
+    share_prefixes: bool = True,
 ) -> tuple[Pack, list[Task], list[range], list[range]]:
     """Return the lanes' samples as one pack, every sample's task, each lane's own samples and its held-out ones.
 

@@ -4,6 +4,7 @@ A workbench holds what all lanes of a process share: the frozen backbone, pictur
 Knows no queue or cluster, and a store only as the place where prepared pictures outlive the process.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -25,6 +26,7 @@ from omnifarm.training.checkpoint import load_lane
 from omnifarm.training.curves import curve_parquet, loss_curve
 from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
+from omnifarm.training.plan import StepCost, lane_costs
 from omnifarm.training.sharded_backbone import open_backbone
 from omnifarm.training.sharding import Replicated, Sharding
 
@@ -127,15 +129,11 @@ class Workbench:
                 f"{str(model.dtype).removeprefix('torch.')}; train it in a run of its own"
             )
         self._images.get_all(spec)
-        layout = SoftTokenLayout.of_recipe(recipe)
-        learned, measured = spec, None
+        learned, held_out = spec, None
         if recipe.held_out_photos:
             learned, measured = split_held_out(spec, count=recipe.held_out_photos)
-
-        def samples(of: ConceptSpec) -> ConceptSamples:
-            return ConceptSamples(of, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout)
-
-        source, held_out = samples(learned), None if measured is None else samples(measured)
+            held_out = self._samples(measured, recipe)
+        source = self._samples(learned, recipe)
         if checkpoint is not None:
             return load_lane(
                 checkpoint, identity=identity, recipe=recipe, source=source, held_out=held_out, device=model.device
@@ -144,7 +142,7 @@ class Workbench:
         class_ids = tokenizer.encode_user(spec.class_noun)
         identifier_ids = tokenizer.encode(recipe.identifier_init) if recipe.identifier_init else ()
         table_CD = initial_table(
-            layout,
+            SoftTokenLayout.of_recipe(recipe),
             recipe=recipe,
             # A sharded embedding is never whole: only the rows that count are fetched, and numbered anew.
             embedding_VD=self._sharding.embedding_rows([*class_ids, *identifier_ids]),
@@ -155,6 +153,9 @@ class Workbench:
         )
         return Lane.start(spec.name, recipe=recipe, source=source, soft_CD=table_CD.to(model.device), held_out=held_out)
 
+    def _samples(self, spec: ConceptSpec, recipe: TrainingRecipe) -> ConceptSamples:
+        return ConceptSamples(spec, recipe=recipe, backbone=self._backbone, images=self._images)
+
     @torch.no_grad()
     def _visual_tokens(self, spec: ConceptSpec) -> Tensor:
         """Return what the language model sees of a concept's photographs, (N, D), without positions."""
@@ -162,6 +163,21 @@ class Workbench:
         features = torch.cat([self._images.get(spec, image).features for image in spec.images])
         visual: Tensor = model.connector(features.to(model.device, model.dtype))
         return visual
+
+    def step_cost(self, lanes: Sequence[Lane], *, steps: range) -> StepCost:
+        """Count what some steps of lanes in one pack take, without taking them."""
+        return lane_costs(
+            lanes,
+            special_ids=self._backbone.special_ids,
+            config=self._backbone.config,
+            bytes_per_number=self._backbone.model.dtype.itemsize,
+            steps=steps,
+        )
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the frozen model's weights."""
+        return sum(one.numel() * one.element_size() for one in self._backbone.model.parameters())
 
     def finish(self, lane: Lane, *, spec: ConceptSpec, identity: str) -> Finished:
         """Return a finished lane's artifact.

@@ -9,13 +9,14 @@ from omnifarm.backbone.tokenizer import BackboneTokenizer
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.examples import Example
-from omnifarm.concept.prepared import PreparedImages, prepare
+from omnifarm.concept.prepared import PREFIX, PreparedImages, prepare
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.samples import ConceptSamples, Draws, Prompter, build_segments, draw_randomness
 from omnifarm.concept.soft_tokens import SoftTokenLayout
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError
 from omnifarm.seeding import generator
+from omnifarm.store.memory import MemoryStore
 from tests.unit.concept.conftest import Photo, WriteConcept, draw
 
 LAYOUT = SoftTokenLayout(num_und=2, num_gen=2)
@@ -175,6 +176,33 @@ def test_pictures_are_prepared_once_and_all_before_training(spec: ConceptSpec, b
     first = small.get(spec, spec.images[0])
     small.get(spec, spec.images[1])
     assert small.get(spec, spec.images[0]) is not first
+
+
+def test_what_one_process_prepared_the_next_one_reads(
+    spec: ConceptSpec, backbone: LoadedBackbone, tmp_path: Path
+) -> None:
+    store = MemoryStore()
+    first = PreparedImages(backbone, store=store)
+    assert first.get_all(spec) == 7
+    keys = list(store.list(PREFIX))
+    assert len(keys) == 7
+    assert all(backbone.fingerprint[:32] in key for key in keys)
+    # With the photograph gone, only the store can answer.
+    (tmp_path / "maeve" / spec.images[0].path).unlink()
+    for name in ("features", "mean", "std"):
+        expected = getattr(first.get(spec, spec.images[0]), name)
+        assert torch.equal(getattr(PreparedImages(backbone, store=store).get(spec, spec.images[0]), name), expected)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: b"", lambda data: data[:-8]])
+def test_a_damaged_prepared_picture_is_prepared_anew(spec: ConceptSpec, backbone: LoadedBackbone, damage) -> None:
+    store = MemoryStore()
+    expected = PreparedImages(backbone, store=store).get(spec, spec.images[0])
+    (key,) = store.list(PREFIX)
+    whole = store.get(key).data
+    store.put(key, damage(whole))
+    assert torch.equal(PreparedImages(backbone, store=store).get(spec, spec.images[0]).mean, expected.mean)
+    assert store.get(key).data == whole
 
 
 def test_a_picture_that_was_taken_away_fails_before_training(

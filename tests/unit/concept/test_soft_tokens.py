@@ -50,6 +50,20 @@ def test_the_identifier_may_start_from_words_of_its_own() -> None:
     assert not table[1:].any()
 
 
+def test_the_visual_start_lies_on_centres_of_the_visual_tokens() -> None:
+    corners = torch.tensor([[0.0, 0.0, 0, 9], [9, 0, 0, 0], [0, 9, 0, 0]])
+    points = corners.repeat_interleave(5, dim=0) + 0.1 * torch.randn(15, 4, generator=torch.Generator().manual_seed(0))
+    recipe = TrainingRecipe(init="visual", init_std=0.0, num_und=1, num_gen=1)
+    table = start(recipe, visual_ND=points)
+    assert torch.equal(table, start(recipe, visual_ND=points))
+    nearest = torch.cdist(points, table).argmin(dim=1)
+    means = torch.stack([points[nearest == index].mean(dim=0) for index in range(3)])
+    torch.testing.assert_close(table, means)
+    assert len(torch.unique(table, dim=0)) == 3
+    with pytest.raises(ConfigError, match="needs at least 3 visual tokens, found 2"):
+        start(recipe, visual_ND=points[:2])
+
+
 def test_a_class_word_start_without_a_word_is_refused() -> None:
     recipe = TrainingRecipe(init="class_word")
     with pytest.raises(ConfigError, match="needs the class noun's token ids"):

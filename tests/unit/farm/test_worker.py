@@ -1,12 +1,14 @@
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.clock import ManualClock
-from omnifarm.concept.repository import ConceptRepository
+from omnifarm.concept.repository import CURVE_FILE, ConceptRepository
 from omnifarm.errors import ConfigError, StoreError
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobRecord, JobState
@@ -99,6 +101,8 @@ def test_good_concepts_are_committed_and_the_bad_one_fails_alone_with_its_reason
     assert manifest.losses["step"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert torch.count_nonzero(tokens.table()) > 0
     assert list(store.list(CHECKPOINTS)) == []
+    curve = store.get(f"artifacts/ada/{manifest.version}/{CURVE_FILE}").data
+    assert pq.read_table(io.BytesIO(curve)).column("total").to_pylist() == manifest.losses["total"]
 
 
 def test_submitting_again_is_the_same_job(
@@ -178,6 +182,8 @@ def test_a_lane_that_diverges_fails_with_its_reason(
     assert records["ada"].state is JobState.FAILED
     assert "nan" in (records["ada"].error or "")
     assert records["bob"].state is JobState.COMMITTED
+    curve = store.get(f"{CHECKPOINTS}{records['ada'].job_id}.losses.parquet").data
+    assert len(pq.read_table(io.BytesIO(curve))) == 0, "it stopped before its first step"
 
 
 def test_a_damaged_checkpoint_is_passed_over(

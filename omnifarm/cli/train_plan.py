@@ -1,0 +1,112 @@
+"""`omnifarm train plan`: operations counted on real packs, a rate measured on a few steps, a prediction of the rest."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omnifarm.concept.datasets.load import load_concepts
+from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.spec import ConceptSpec
+from omnifarm.errors import ConceptError
+from omnifarm.farm.submission import inspect_backbone
+from omnifarm.training.lane import Lane
+from omnifarm.training.plan import Prediction, StepCost, predict
+from omnifarm.training.workbench import Workbench
+
+COUNTED_STEPS = 8
+"""Steps whose packs are counted."""
+MEASURED_STEPS = 3
+"""Steps that are taken to measure a rate, after one that is not counted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanReport:
+    """A prediction and what it rests on."""
+
+    num_concepts: int
+    """Concepts planned for."""
+    lanes: int
+    """Concepts in one pack."""
+    steps: int
+    """Optimizer steps per concept."""
+    step: StepCost
+    """A typical packed step."""
+    flops_per_s: float
+    """Operations per second of one device."""
+    rate_from: str
+    """Where that number comes from."""
+    prediction: Prediction
+    """What one device would take."""
+
+
+def plan_training(
+    concepts: str,
+    *,
+    backbone: str,
+    overrides: Mapping[str, Any],
+    num_concepts: int | None,
+    lanes: int,
+    price_per_hour: float = 0.0,
+    flops_per_s: float | None = None,
+    device: str = "cpu",
+    now_s: Callable[[], float] = time.perf_counter,
+) -> PlanReport:
+    """Predict a training of concepts like those at a place.
+
+    Args:
+        concepts: Where typical concepts lie.
+        backbone: Name or folder.
+        overrides: Recipe settings other than the backbone's own.
+        num_concepts: How many to plan for; None: those at the place.
+        lanes: Concepts in one pack; fewer when the place holds fewer.
+        price_per_hour: Of one device.
+        flops_per_s: Of one device; None measures it here.
+        device: Where to measure.
+        now_s: The clock of the measurement, in seconds.
+
+    Raises:
+        ConceptError: No concept there can be learned.
+        ConfigError: The recipe or the rate cannot be used.
+    """
+    chosen = inspect_backbone(backbone, overrides=dict(overrides))
+    specs = [spec for _, spec in load_concepts(concepts) if isinstance(spec, ConceptSpec)]
+    if not specs:
+        raise ConceptError(f"{concepts} holds no concept that can be learned; see `omnifarm concept validate`")
+    together = min(lanes, len(specs))
+    workbench = Workbench.open(chosen.name, precision=chosen.recipe.precision, device=device, lanes_per_pack=together)
+    members = [workbench.lane(spec, recipe=chosen.recipe, identity="plan") for spec in specs[:together]]
+    step = workbench.step_cost(members, steps=range(COUNTED_STEPS))
+    rate_from = "given"
+    if flops_per_s is None:
+        flops_per_s, rate_from = _measured_rate(workbench, members, chosen.recipe, now_s), f"measured here on {device}"
+    count = num_concepts or len(specs)
+    prediction = predict(
+        step,
+        num_concepts=count,
+        lanes=together,
+        steps=chosen.recipe.steps,
+        flops_per_s=flops_per_s,
+        weight_bytes=workbench.weight_bytes,
+        soft_numbers=members[0].soft.numel(),
+        price_per_hour=price_per_hour,
+    )
+    return PlanReport(
+        num_concepts=count, lanes=together, steps=chosen.recipe.steps, step=step,
+        flops_per_s=flops_per_s, rate_from=rate_from, prediction=prediction,
+    )  # fmt: skip
+
+
+def _measured_rate(
+    workbench: Workbench, members: list[Lane], recipe: TrainingRecipe, now_s: Callable[[], float]
+) -> float:
+    """Take a few steps and return operations per second."""
+    for lane in members:
+        workbench.trainer.add(lane)
+    workbench.trainer.step()
+    taken = min(MEASURED_STEPS, recipe.steps - 1)
+    started = now_s()
+    for _ in range(taken):
+        workbench.trainer.step()
+    seconds = now_s() - started
+    return workbench.step_cost(members, steps=range(1, 1 + taken)).flops * taken / seconds
