@@ -4,7 +4,7 @@
     (open ./photos/edit_pairs/review.html, decide, put decisions.json beside it)
     python jobs/build_edit_pairs.py --concepts ./photos                 takes the decisions in; makes what is missing
 
-What passes the automatic check, and what a person accepts, is learned by the next training of the set. The built-in
+What a person accepts is learned by the next training of the set; nothing else is. The built-in
 steps are classical image processing: fine for one subject on a calm background, poor otherwise, and the table says
 which is which. With weights at hand, register a detector, a segmenter or an inpainter of your own as an entry point
 (see omnifarm/concept/edit_pairs/methods.py) and name it here.
@@ -113,7 +113,7 @@ def _chosen(loaded: Sequence[tuple[str, ConceptSpec | OmniFarmError]], only: lis
 def _summarise(pairs: list[Pair], *, folder: Path, as_json: bool) -> None:
     by_state = Counter(pair.state for pair in pairs)
     made = [pair for pair in pairs if pair.target]
-    passed = sum(pair.state.is_learned for pair in made)
+    passed = sum(pair.state.has_passed for pair in made)
     rate = passed / len(made) if made else 0.0
     if as_json:
         print_json(

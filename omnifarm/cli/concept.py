@@ -1,5 +1,6 @@
-"""`omnifarm concept`: check folders before training; list, show and delete what was learned."""
+"""`omnifarm concept`: check and import folders before training; list, show and delete what was learned."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,16 +15,27 @@ StoreUrl = Annotated[
 ]
 
 
-@app.command()
-def validate(
-    path: Annotated[
-        str, typer.Argument(help="A concept folder, a folder of them, a UnifyBench folder, or a store URL.")
-    ],
-    json: Json = False,
-) -> None:
-    """Name every problem of a concept folder, with what it would have been used for and how to mend it.
+Place = Annotated[
+    str,
+    typer.Argument(
+        help="A folder of concepts in any layout, or s3://bucket/prefix; `yollava+FOLDER` and the like name the layout."
+    ),
+]
 
-    Errors stop a concept from being learned (exit code 1); warnings do not.
+
+@app.command()
+def validate(path: Place, json: Json = False) -> None:
+    """Name every problem of a set of concepts, with what it would have been used for and how to mend it.
+
+    The smallest concept is a folder with about ten photographs and a `concept.yaml` that says `class: dog`. Better
+    ones add `info` (a sentence about looks), `extra_info` (facts no photograph shows), `negatives/` (look-alikes) and
+    `test/` (held out; refused if it repeats a photograph).
+
+    UnifyBench, UnifyBench++, Yo'LLaVA, MC-LLaVA, Yo'Chameleon and DreamBooth folders are read as they are; the layout
+    is found by looking at them, or named: `omnifarm concept validate mcllava+/data/MulBench`. What each layout reads
+    and refuses is in docs/datasets.md.
+
+    Errors stop their concept from being learned (exit code 1); warnings say what will not be learned.
     """
     from omnifarm.concept.validate import validate as find_problems
 
@@ -40,6 +52,101 @@ def validate(
         results.print(f"{len(errors)} errors, {len(problems) - len(errors)} warnings in {escape(path)}")
     if errors:
         raise typer.Exit(1)
+
+
+@app.command(name="import")
+def import_concepts(
+    path: Place,
+    folder: Annotated[Path, typer.Argument(help="Where to write one plain folder a concept; must be empty or absent.")],
+    only: Annotated[list[str] | None, typer.Option(help="Only this concept; may be repeated.")] = None,
+    json: Json = False,
+) -> None:
+    """Copy concepts of any layout into plain folders, which are easy to read, mend and keep.
+
+    Training reads every layout directly; import where you want to change texts, drop pictures or mix sets. A concept
+    keeps its digest, so what was learned from the original counts as learned from the copy. Held-out pictures go to
+    `test/`; held-out questions stay with the original, where the benchmark reads them.
+
+    Example: `omnifarm concept import yollava+/data/yollava-data ./mine --only bo`, then
+    `omnifarm concept validate ./mine`. Concepts that cannot be read are left out, with their reason (exit code 1).
+    """
+    from omnifarm.concept.datasets.load import load_concepts, load_held_out
+    from omnifarm.concept.datasets.write_plain import write_plain
+    from omnifarm.concept.spec import ConceptSpec
+    from omnifarm.errors import ConfigError
+
+    loaded = [(name, spec) for name, spec in load_concepts(path) if not only or name in only]
+    if missing := sorted(set(only or ()) - {name for name, _ in loaded}):
+        raise ConfigError(f"no concept named {', '.join(missing)} at {path}; leave --only out to import all")
+    specs = [spec for _, spec in loaded if isinstance(spec, ConceptSpec)]
+    failed = {name: str(error) for name, error in loaded if not isinstance(error, ConceptSpec)}
+    held_out = {name: one for name, one in load_held_out(path) if not isinstance(one, Exception)}
+    write_plain(folder, specs, held_out=held_out)
+    if json:
+        print_json({"folder": str(folder), "concepts": [spec.name for spec in specs], "failed": failed})
+    else:
+        for name, reason in failed.items():
+            people.print(f"[red]left out[/] {escape(name)}: {escape(reason)}")
+        results.print(f"wrote {len(specs)} concepts to {escape(str(folder))}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def negatives(
+    path: Place,
+    backbone: Annotated[str, typer.Option(help="Whose vision ranks: miniature or a checkpoint folder.")] = "miniature",
+    keep: Annotated[int, typer.Option(min=1, help="Hard negatives a concept.")] = 20,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: hard_negatives.json in a local set.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find the pictures that look most like each concept without showing it, and name them in hard_negatives.json.
+
+    Ranked are the set's `negatives/` folder (put any pictures there that show none of the concepts) and the other
+    concepts' photographs. Training asks "Is <c> in the photo?" about the hard ones as often as about all others
+    together. Pictures nearer to a photograph than the photographs are to each other may show the concept itself: they
+    are listed as suspects and not used. Delete the file to undo it.
+    """
+    from omnifarm.cli.concept_negatives import mine
+
+    summary = mine(path, backbone=backbone, keep=keep, out=out)
+    if json:
+        print_json(summary)
+        return
+    for name, found in summary["concepts"].items():
+        nearest = found["hard"][0] if found["hard"] else None
+        nearest_text = f", nearest {nearest['path']} ({nearest['similarity']:.2f})" if nearest else ""
+        results.print(f"[bold]{escape(name)}[/]: {len(found['hard'])} hard negatives{escape(nearest_text)}")
+        for suspect in found["suspects"]:
+            results.print(f"  [yellow]may show it, not used:[/] {escape(suspect)}")
+    people.print(f"written to {escape(summary['file'])}")
+
+
+@app.command()
+def describe(
+    path: Annotated[str, typer.Argument(help="A plain concept folder or a folder of them, on this machine.")],
+    backbone: Annotated[str, typer.Option(help="Who is asked: miniature or a checkpoint folder.")] = "miniature",
+    json: Json = False,
+) -> None:
+    """Let the backbone draft questions and captions for concepts that came with photographs alone.
+
+    Every photograph is shown to the untrained backbone; what it says is appended to concept.yaml under a comment, the
+    class noun replaced by the concept's name. Read it before training: it is what a model saw, not what is true. Facts
+    that no photograph shows (`extra_info`) remain yours to write. Concepts with questions are left alone.
+    """
+    from omnifarm.backbone.weights import load_backbone
+    from omnifarm.cli.concept_describe import describe as draft
+
+    written = draft(path, backbone=load_backbone(backbone))
+    if json:
+        print_json({"path": path, "entries": written})
+        return
+    for name, number in written.items():
+        results.print(f"[bold]{escape(name)}[/]: {number} entries drafted; read them in its concept.yaml")
+    if not written:
+        people.print("every concept has questions already")
 
 
 @app.command(name="list")

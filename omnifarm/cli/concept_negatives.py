@@ -5,22 +5,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from omnifarm.backbone.image_ops import ImageTransform, patchify_vit, vit_patch_size
+from omnifarm.backbone.positions import grid_position_ids
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.concept.datasets.load import load_concepts, split_layout
 from omnifarm.concept.hard_negatives import FILE, Embed, Mining, mine_hard_negatives, to_json
-from omnifarm.concept.prepared import PreparedImages
 from omnifarm.concept.spec import ConceptImage, ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError
 
 
 def backbone_embedding(backbone: LoadedBackbone) -> Embed:
     """Return an embedding: the mean over patches of what the vision tower says about a picture."""
-    prepared = PreparedImages(backbone)
+    config = backbone.config
+    known: dict[str, NDArray[np.float32]] = {}
 
+    @torch.no_grad()
     def embed(spec: ConceptSpec, image: ConceptImage) -> NDArray[np.float32]:
-        return np.asarray(prepared.get(spec, image).features.float().mean(dim=0).numpy(), dtype=np.float32)
+        if image.digest not in known:
+            pixels = ImageTransform(config=config.vit_transform).pixels(spec.open_image(image))
+            patches, grid = patchify_vit(pixels, patch=vit_patch_size(config))
+            positions = grid_position_ids(
+                grid, side=config.vit_max_patches_per_side, interpolate=config.interpolate_pos
+            )
+            features = backbone.model.encode_vit(patches, position_ids=positions, seqlens=[patches.shape[0]])
+            known[image.digest] = np.asarray(features.float().mean(dim=0).cpu().numpy(), dtype=np.float32)
+        return known[image.digest]
 
     return embed
 

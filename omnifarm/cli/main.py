@@ -24,7 +24,11 @@ Your own: write a folder with photos and a `concept.yaml`, check it with `omnifa
 then `omnifarm train local --concepts FOLDER --store build/store` (or the cluster job, jobs/train_concepts.py) and `omnifarm serve --store build/store`.""",
 )
 app.add_typer(demo.app, name="demo", help="Learn several concepts on a local cluster and look at the result.")
-app.add_typer(concept.app, name="concept", help="Check concept folders; list, show and delete what was learned.")
+app.add_typer(
+    concept.app,
+    name="concept",
+    help="Check and import concept folders, find hard negatives; list and delete what was learned.",
+)
 app.add_typer(train.app, name="train", help="Learn concepts in this process, without a cluster.")
 app.add_typer(farm.app, name="farm", help="See what the farm is doing.")
 app.add_typer(tenant.app, name="tenant", help="Who may use a server: tenants and their keys.")

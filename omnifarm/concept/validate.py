@@ -1,6 +1,6 @@
 """Everything wrong at a place, before a machine is paid for: what `omnifarm concept validate` prints."""
 
-from omnifarm.concept.datasets.load import Reading, read_place
+from omnifarm.concept.datasets.load import Reading, held_out_problems, read_place
 from omnifarm.concept.problems import Problem, Problems
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError
@@ -32,7 +32,8 @@ def validate(path: str) -> list[Problem]:
                 fix="see `omnifarm concept validate --help` for what a folder may hold",
             )
         ]
-    return [problem for one in readings for problem in (*one.problems, *_gaps(one))]
+    held_out = held_out_problems(path)
+    return [problem for one in readings for problem in (*one.problems, *_gaps(one), *held_out.get(one.name, ()))]
 
 
 def _gaps(reading: Reading) -> list[Problem]:

@@ -69,15 +69,12 @@ def load_held_out(url: str) -> list[tuple[str, HeldOut | ConceptError]]:
 
     Layouts without test data (plain folders) give an empty `HeldOut` for each concept.
     """
-    layout, source = open_place(url)
-    reader = Reader(source)
-    found: list[tuple[str, HeldOut | ConceptError]] = []
-    for place in layout.places(reader):
-        name = layout.concept_name(reader, place)
-        problems = Problems(concept=name)
-        held_out = HeldOut(name=name) if layout.held_out is None else layout.held_out(reader, place, problems)
-        found.append((name, held_out or as_error(name, problems.found)))
-    return sorted(found, key=lambda one: natural(one[0]))
+    return [(name, held_out or as_error(name, problems)) for name, held_out, problems in _read_held_out(url)]
+
+
+def held_out_problems(url: str) -> dict[str, list[Problem]]:
+    """Return what is wrong with the held-out data of each concept at a place, by name."""
+    return {name: problems for name, _, problems in _read_held_out(url)}
 
 
 def read_place(url: str) -> list[Reading]:
@@ -136,6 +133,18 @@ def read_all(source: FileSource, *, layout: Layout | None = None) -> list[Readin
         readings.append(Reading(name=name, spec=spec, problems=tuple(problems.found)))
     readings = _unique(sorted(readings, key=lambda one: natural(one.name)))
     return _finished(reader, readings)
+
+
+def _read_held_out(url: str) -> list[tuple[str, HeldOut | None, list[Problem]]]:
+    layout, source = open_place(url)
+    reader = Reader(source)
+    found: list[tuple[str, HeldOut | None, list[Problem]]] = []
+    for place in layout.places(reader):
+        name = layout.concept_name(reader, place)
+        problems = Problems(concept=name)
+        held_out = HeldOut(name=name) if layout.held_out is None else layout.held_out(reader, place, problems)
+        found.append((name, held_out, problems.found))
+    return sorted(found, key=lambda one: natural(one[0]))
 
 
 def _finished(reader: Reader, readings: list[Reading]) -> list[Reading]:

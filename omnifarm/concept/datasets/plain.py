@@ -6,8 +6,9 @@
       negatives/*.jpg     optional: lookalikes that are not maeve; negatives/easy/ for anything else
       test/*.jpg          optional: held out; never learned from, refused if it repeats a photograph
 
-Optional keys of concept.yaml: name, group, info, extra_info (list), qa (list of {question, answer, image}),
-captions ({file: text}), negatives (list of files or a folder), edits (list of {source, target, instruction}).
+Optional keys of concept.yaml: name, group, info, extra_info (list), qa (list of {question, answer, image}; with
+`kind: recognition` for a Yes or No about a picture), captions ({file: text}), negatives (list of files or a folder),
+edits (list of {source, target, instruction}).
 A folder of such folders is a set. A concept of a set that has no negatives borrows the others' photographs.
 """
 
@@ -30,7 +31,16 @@ from omnifarm.concept.reading import (
     suggestion,
 )
 from omnifarm.concept.sources import FileSource
-from omnifarm.concept.spec import QA, ConceptImage, ConceptSpec, EditPair, Negative, name_problem, normalise_text
+from omnifarm.concept.spec import (
+    QA,
+    ConceptImage,
+    ConceptSpec,
+    EditPair,
+    Negative,
+    QAKind,
+    name_problem,
+    normalise_text,
+)
 from omnifarm.errors import ConceptError
 
 FILE_NAMES = ("concept.yaml", "concept.yml")
@@ -40,7 +50,7 @@ KEYS = ("class", "name", "group", "info", "extra_info", "qa", "captions", "negat
 GROUPS = ("person", "pet", "object")
 """Values of `group`."""
 
-_QA_KEYS = ("question", "answer", "image")
+_QA_KEYS = ("question", "answer", "image", "kind")
 _EDIT_KEYS = ("source", "target", "instruction")
 _MAX_TEXT = 4000
 
@@ -237,9 +247,20 @@ class _Folder:
             image = None
             if values.get("image") is not None:
                 image = self.picture(values["image"], where, consumer)
+            kind: QAKind = "text" if image is None else "vqa"
+            if values.get("kind") is not None:
+                is_decided = image is not None and answer.lower().startswith(("yes", "no"))
+                if values["kind"] != "recognition" or not is_decided:
+                    self.problems.error(
+                        self.file,
+                        f"{where}: kind may be recognition, of a pair with an image and an answer that begins with Yes or No",
+                        consumer="recognition",
+                        fix="leave `kind` out, or complete the pair",
+                    )
+                    continue
+                kind = "recognition"
             if question and answer:
-                kind = "text" if image is None else "vqa"
-                found.append(QA(question=question, answer=answer, image=image, kind="vqa" if kind == "vqa" else "text"))
+                found.append(QA(question=question, answer=answer, image=image, kind=kind))
         return found
 
     def edits(self, given: object, class_noun: str) -> list[EditPair]:

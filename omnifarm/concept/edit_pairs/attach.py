@@ -17,7 +17,7 @@ _CONSUMER = "learning edits"
 def attach_edit_pairs(
     reader: Reader, specs: Mapping[str, ConceptSpec], problems: Mapping[str, Problems]
 ) -> dict[str, ConceptSpec]:
-    """Add every pair that was accepted, or passed the automatic check, to its concept's edits.
+    """Add every accepted pair to its concept's edits; warn of those that wait for a person.
 
     Args:
         reader: Over the set.
@@ -34,13 +34,15 @@ def attach_edit_pairs(
         return dict(specs)
     given = {}
     for name, spec in specs.items():
-        own = [pair for pair in pairs if pair.concept == name and pair.state.is_learned]
-        edits = [edit for pair in own if (edit := _edit(reader, pair, problems[name])) is not None]
+        own = [pair for pair in pairs if pair.concept == name]
+        edits = [
+            edit for pair in own if pair.state.is_learned and (edit := _edit(reader, pair, problems[name])) is not None
+        ]
         unseen = sum(pair.state is PairState.AUTO_PASS for pair in own)
         if unseen:
             problems[name].warn(
                 _PATH,
-                f"holds {unseen} pairs of {name!r} that passed the automatic check and were looked at by nobody",
+                f"holds {unseen} pairs of {name!r} that passed the automatic check and wait for somebody to look at them",
                 consumer=_CONSUMER,
                 fix=f"open {FOLDER}/review.html, decide, and run jobs/build_edit_pairs.py again",
             )

@@ -58,6 +58,9 @@ def check_removal(
         Check(name="outside_difference", value=float(gap[outside].max(initial=0)), low=0.0, high=0.0, fault="pixels outside the mask changed"),
         Check(name="change", value=_mean(gap[subject]), low=10.0, high=255.0, fault="the target shows what the source shows"),
     ]  # fmt: skip
+    if subject.any():
+        fault = "the mask is ragged: it has probably run into the background"
+        measured.append(Check(name="solidity", value=_solidity(subject), low=0.7, high=1.0, fault=fault))
     if around.any() and subject.any():
         measured += _textures(source, target, subject=subject, hole=hole, around=around)
     if found_again is not None:
@@ -102,6 +105,12 @@ def _colour_bins(pixels: Pixels) -> NDArray[np.int64]:
 
 def _histogram(bins: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.bincount(bins, minlength=8 * 256) / max(len(bins), 1)
+
+
+def _solidity(mask: Mask) -> float:
+    """Return the mask's area over that of its convex hull."""
+    hull = cv2.convexHull(np.argwhere(mask).astype(np.int32))
+    return min(1.0, float(mask.sum()) / max(float(cv2.contourArea(hull)), 1.0))
 
 
 def _eroded(mask: Mask, *, share: float) -> Mask:

@@ -41,7 +41,15 @@ class PairState(StrEnum):
 
     @property
     def is_learned(self) -> bool:
-        """Whether concepts learn from pairs in this state."""
+        """Whether concepts learn from pairs in this state: only what a person found good.
+
+        Of the classical steps' pairs that passed the automatic check about half were found good (docs/datasets.md).
+        """
+        return self is PairState.ACCEPTED
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether the pair is good as far as is known."""
         return self in (PairState.AUTO_PASS, PairState.ACCEPTED)
 
     @property

@@ -103,7 +103,7 @@ def test_a_list_that_no_longer_fits_is_refused(place: Path, content: str, what: 
 
 def test_the_miniatures_own_vision_finds_lookalikes(tmp_path: Path) -> None:
     """Of a drawn set's negatives, the lookalikes of a concept's class come before the rest."""
-    write_concept_folders(tmp_path, seed=5, num_persons=0, num_pets=1, num_objects=1)
+    write_concept_folders(tmp_path, seed=5, num_persons=0, num_pets=1, num_objects=0)
     embed = backbone_embedding(load_backbone("miniature"))
     shares = []
     for spec in specs_of(tmp_path).values():

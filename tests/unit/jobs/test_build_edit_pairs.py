@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from jobs.build_edit_pairs import main
 from omnifarm.concept.datasets.load import load_concepts
-from omnifarm.concept.edit_pairs.table import PairState, read_pairs
+from omnifarm.concept.edit_pairs.table import PairState, decide, read_pairs, write_pairs
 from omnifarm.concept.examples import ExampleSampler
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.spec import ConceptSpec
@@ -47,11 +47,17 @@ def load(place: Path, name: str) -> ConceptSpec:
     return spec
 
 
+def accept_all(place: Path) -> None:
+    path = place / "edit_pairs/pairs.parquet"
+    pairs = read_pairs(path.read_bytes(), where="x")
+    write_pairs(path, [decide(pair, state=PairState.ACCEPTED, reason="", reviewer="ana") for pair in pairs])
+
+
 def test_pairs_are_made_reviewed_and_learned_from(place: Path) -> None:
     summary = run("--concepts", place)
     assert summary["states"] == {"auto_pass": 4, "auto_fail": 0, "accepted": 0, "rejected": 0}
-    assert len(load(place, "ball").edits) == 2
-    assert any("looked at by nobody" in problem.what for problem in validate(str(place)))
+    assert load(place, "ball").edits == ()
+    assert any("wait for somebody to look" in problem.what for problem in validate(str(place)))
 
     table = place / "edit_pairs/pairs.parquet"
     first, second, *others = read_pairs(table.read_bytes(), where="x")
@@ -65,7 +71,7 @@ def test_pairs_are_made_reviewed_and_learned_from(place: Path) -> None:
     (edit,) = load(place, "ball").edits
     assert edit.instruction == "remove <ball>: ball from the photo"
     assert edit.source.path == second.source
-    assert not any("looked at by nobody" in problem.what for problem in validate(str(place)))
+    assert not any("wait for somebody to look" in problem.what for problem in validate(str(place)))
     recipe = TrainingRecipe(share_understanding=0.0, share_generation=0.0, share_editing=1.0)
     examples = ExampleSampler(load(place, "ball"), recipe=recipe).draw(0)
     assert {(one.kind, one.image, one.target) for one in examples} == {("edit", edit.source, edit.target)}
@@ -83,6 +89,7 @@ def test_running_again_makes_only_what_is_missing_and_keeps_decisions(place: Pat
 
 def test_others_of_the_class_may_be_kept_in_the_picture(place: Path) -> None:
     run("--concepts", place, "--only", "ball", "--keep-others", "1")
+    accept_all(place)
     kept = [edit for edit in load(place, "ball").edits if edit.source.digest == edit.target.digest]
     assert [edit.source.path.split("/")[0] for edit in kept] == ["boule"]
 
@@ -91,6 +98,7 @@ def test_a_photograph_changed_since_is_not_learned_as_a_pair(
     place: Path, scene: Scene, as_png: Callable[[np.ndarray], bytes]
 ) -> None:
     run("--concepts", place, "--only", "ball")
+    accept_all(place)
     (place / "ball/images/0.png").write_bytes(as_png(scene(99)[0]))
     with pytest.raises(AssertionError, match="was changed since the pair was made"):
         load(place, "ball")

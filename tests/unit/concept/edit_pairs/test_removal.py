@@ -85,6 +85,9 @@ def test_each_kind_of_bad_removal_is_found(scene: Scene) -> None:
     stripe = np.zeros_like(ball)
     stripe[:, :60] = True
     assert "border_share" in failed(photo, background, stripe, stripe)
+    spilled = ball.copy()
+    spilled[60:66, 20:120] = True
+    assert "solidity" in failed(photo, background, spilled, spilled)
 
 
 def test_a_detector_that_still_finds_the_subject_fails_the_pair(scene: Scene) -> None:

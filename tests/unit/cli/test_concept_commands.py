@@ -1,0 +1,89 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from omnifarm.backbone.weights import load_backbone
+from omnifarm.cli.concept_describe import describe
+from omnifarm.cli.main import app
+from omnifarm.concept.datasets.load import load_concepts
+from omnifarm.concept.spec import ConceptSpec
+from omnifarm.errors import ConfigError
+from omnifarm.miniature.benchmark import BenchmarkSizes, draw_benchmark
+from omnifarm.miniature.benchmark_files import write_plain, write_unifybench
+
+SIZES = BenchmarkSizes(train=3, test=1, hard_negatives=2, easy_negatives=2, edits=2, edits_per_operation=1)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("drawn")
+    concepts = draw_benchmark(6, num_persons=0, num_pets=1, num_objects=1, sizes=SIZES)
+    write_unifybench(place / "unify", concepts)
+    write_plain(place / "plain", concepts[:1])
+    return place
+
+
+def test_import_writes_plain_folders_that_validate(drawn: Path, tmp_path: Path) -> None:
+    names = [name for name, _ in load_concepts(str(drawn / "unify"))]
+    place = f"unifybench+{drawn / 'unify'}"
+    done = CliRunner().invoke(app, ["concept", "import", place, str(tmp_path / "mine"), "--only", names[0], "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"folder": str(tmp_path / "mine"), "concepts": [names[0]], "failed": {}}
+    checked = CliRunner().invoke(app, ["concept", "validate", str(tmp_path / "mine"), "--json"])
+    assert checked.exit_code == 0, checked.output
+
+
+def test_import_leaves_out_what_cannot_be_read_and_says_why(drawn: Path, tmp_path: Path) -> None:
+    names = [name for name, _ in load_concepts(str(drawn / "unify"))]
+    listed = drawn / "unify/concepts_list.json"
+    before = listed.read_text()
+    listed.write_text(json.dumps([*names, "ghost"]))
+    done = CliRunner().invoke(app, ["concept", "import", str(drawn / "unify"), str(tmp_path / "mine"), "--json"])
+    listed.write_text(before)
+    assert done.exit_code == 1
+    document = json.loads(done.stdout)
+    assert document["concepts"] == names
+    assert "does not exist" in document["failed"]["ghost"]
+
+
+def test_validate_names_what_is_wrong_with_held_out_data_too(drawn: Path) -> None:
+    name = load_concepts(str(drawn / "unify"))[0][0]
+    path = drawn / f"unify/test_data/{name}.json"
+    before = path.read_text()
+    path.write_text("{")
+    done = CliRunner().invoke(app, ["concept", "validate", str(drawn / "unify"), "--json"])
+    path.write_text(before)
+    assert done.exit_code == 1
+    (problem,) = [one for one in json.loads(done.stdout)["problems"] if one["severity"] == "error"]
+    assert (problem["where"], problem["consumer"]) == (f"test_data/{name}.json", "scoring")
+
+
+def test_the_miniature_drafts_questions_about_bare_photographs(drawn: Path) -> None:
+    (folder,) = (path.parent for path in (drawn / "plain").glob("*/concept.yaml"))
+    given = yaml.safe_load((folder / "concept.yaml").read_text())
+    truth = {(one["question"], one.get("image")): one["answer"] for one in given["qa"]}
+    (folder / "concept.yaml").write_text(f"# mine\nclass: {given['class']}\n")
+    backbone = load_backbone("miniature")
+    ((name, number),) = describe(str(drawn / "plain"), backbone=backbone).items()
+    text = (folder / "concept.yaml").read_text()
+    assert text.startswith("# mine\n")
+    assert "read it before training" in text
+    ((_, spec),) = load_concepts(str(drawn / "plain"))
+    assert isinstance(spec, ConceptSpec)
+    assert len(spec.qa) == number == 9
+    known = [(qa, truth[key]) for qa in spec.qa if (key := (qa.question, f"images/{qa.image.path[-5:]}" if qa.image else None)) in truth]  # fmt: skip
+    right = [qa.answer.rstrip(".") == answer.rstrip(".") for qa, answer in known]
+    # It was pre-trained on this world: most of what it says about its pictures is true.
+    assert len(right) >= 3
+    assert sum(right) >= 0.5 * len(right)
+    # Asked again, it leaves alone what is there.
+    assert describe(str(drawn / "plain"), backbone=backbone) == {}
+    assert name == spec.name
+
+
+def test_only_plain_folders_can_be_described(drawn: Path) -> None:
+    with pytest.raises(ConfigError, match=r"found unifybench.*omnifarm concept import"):
+        describe(str(drawn / "unify"), backbone=load_backbone("miniature"))
