@@ -2,7 +2,8 @@
 
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.farm.metrics import Metrics
-from omnifarm.farm.worker import Worker, WorkerSettings
+from omnifarm.farm.worker import Worker
+from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.open import open_store
 from omnifarm.training.workbench import Workbench
 
