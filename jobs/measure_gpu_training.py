@@ -32,12 +32,16 @@ SOFT_ROWS = 33
 STEPS_OF_A_CONCEPT = 2000
 
 
+def _rope(theta: float) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta}
+
+
 def released_config() -> BackboneConfig:
     """Return the released 7B sizes."""
     return BackboneConfig(
         llm=Qwen2Config(
             vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
-            num_key_value_heads=4, rope_theta=1e6, rms_norm_eps=1e-6, tie_word_embeddings=False,
+            num_key_value_heads=4, rope_parameters=_rope(1e6), rms_norm_eps=1e-6, tie_word_embeddings=False,
         ),
         vit=SiglipVisionConfig(
             hidden_size=1152, intermediate_size=4304, num_hidden_layers=26, num_attention_heads=16, image_size=980,
@@ -51,7 +55,7 @@ def smoke_config() -> BackboneConfig:
     return BackboneConfig(
         llm=Qwen2Config(
             vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, rope_theta=1e4, tie_word_embeddings=False,
+            num_key_value_heads=2, rope_parameters=_rope(1e4), tie_word_embeddings=False,
         ),
         vit=SiglipVisionConfig(
             hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, patch_size=4, image_size=64
