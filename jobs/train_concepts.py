@@ -142,6 +142,7 @@ def main(
                 plan=FleetPlan(
                     pool=pending[0].identity.pool,
                     workers_per_cell=shape.num_workers,
+                    needs_whole_cells=sharding in ("zero3", "fsdp2"),
                     lanes=shape.lanes,
                     max_cells=max_cells,
                     priority=priority,

@@ -35,6 +35,8 @@ class FleetPlan:
     """Workers of a whole cell."""
     lanes: int
     """Concepts a worker trains side by side."""
+    needs_whole_cells: bool = False
+    """Whether a cell is no use with fewer workers, because a share of the backbone is all that each can hold."""
     max_cells: int | None = None
     """Most cells at a time; None for as many as fit."""
     priority: int = 5
@@ -80,7 +82,9 @@ def decide(
     target = min(share, wanted)
     count = len(running) - len(stop)
     while total < target and not stop and (plan.max_cells is None or count < plan.max_cells):
-        size = min(plan.workers_per_cell, target - total)
+        size = plan.workers_per_cell if plan.needs_whole_cells else min(plan.workers_per_cell, target - total)
+        if total + size > share:
+            break
         start.append(size)
         total += size
         count += 1
@@ -186,7 +190,9 @@ class CellFleet:
         most = max(1, capacity) * self._plan.lanes
         index, pool = self._queue.index, self._plan.pool
         unfinished = sum(index.count_up_to(most, kind, pool=pool) for kind in (READY, LATER))
-        return -(-min(most, unfinished) // self._plan.lanes)
+        wanted = -(-min(most, unfinished) // self._plan.lanes)
+        size = self._plan.workers_per_cell
+        return -(-wanted // size) * size if self._plan.needs_whole_cells else wanted
 
     def _start(self, size: int) -> None:
         name = f"{self._driver}-{self._num_started}"

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,16 @@ def test_cells_follow_share_and_demand(
     running: list[tuple[str, int]], share: int, wanted: int, is_contested: bool, expected: Decision
 ) -> None:
     assert decide(running, share=share, wanted=wanted, is_contested=is_contested, plan=PLAN) == expected
+
+
+@pytest.mark.parametrize(
+    ("share", "wanted", "expected"), [(10, 99, (4, 4)), (3, 99, ()), (10, 4, (4,)), (8, 8, (4, 4)), (10, 0, ())]
+)
+def test_a_cell_that_needs_all_its_workers_gets_all_or_is_not_started(
+    share: int, wanted: int, expected: tuple[int, ...]
+) -> None:
+    plan = replace(PLAN, needs_whole_cells=True)
+    assert decide([], share=share, wanted=wanted, is_contested=False, plan=plan) == Decision(expected, ())
 
 
 class Farm:
@@ -76,6 +87,13 @@ def test_a_driver_starts_cells_for_its_concepts_and_ends_with_them() -> None:
     assert {record.state for record in farm.queue.list()} == {JobState.COMMITTED}
     assert farm.cells[:2] == [("d-0", 4), ("d-1", 2)]
     assert list(farm.store.list("drivers/")) == list(farm.store.list("control/")) == []
+
+
+def test_one_concept_gets_a_whole_cell_where_the_backbone_is_shared() -> None:
+    farm = Farm(num_jobs=1)
+    farm.may_work.set()
+    farm.fleet(plan=replace(PLAN, needs_whole_cells=True)).run(is_over=lambda: False)
+    assert [size for _, size in farm.cells] == [PLAN.workers_per_cell]
 
 
 def test_cells_come_and_go_with_nodes_and_other_drivers() -> None:
