@@ -71,7 +71,7 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None) -> Se
     )
 
 
-def build_trainer(settings: ServeSettings) -> ConceptTrainer:
+def build_trainer(settings: ServeSettings, *, turn_s: float = 60.0) -> ConceptTrainer:
     """Open the store for a trainer; the backbone is loaded when there is something to learn.
 
     Raises:
@@ -87,6 +87,7 @@ def build_trainer(settings: ServeSettings) -> ConceptTrainer:
         lanes=settings.train_lanes,
         device=settings.device,
         clock=SystemClock(),
+        turn_s=turn_s,
     )
 
 

@@ -1,7 +1,8 @@
 """The trainer: finds what tenants asked to be learned and runs the farm's worker on it, in this process.
 
-One turn is work on one tenant's jobs with one recipe, for a while; the tenant whose last turn is longest ago comes next,
-so nobody's many jobs hold up somebody's first. The list of work is a hint: what a job needs is what its record says, and
+One turn is a minute for one tenant's jobs of one recipe; the tenant whose last turn is longest ago comes next, so
+nobody's many jobs hold up somebody's first, and what a turn leaves unfinished goes on from its checkpoint. The list of
+work is a hint: what a job needs is what its record says, and
 a trainer that dies leaves leases that run out. Knows no Ray and no HTTP.
 """
 
@@ -23,8 +24,6 @@ from serve.spaces import Space, Spaces
 from serve.tuning import OWNER, PENDING, Job
 
 _LOG = logging.getLogger("omnifarm.serve")
-_TURN_S = 120.0
-"""How long a tenant keeps the trainer while others wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,16 +43,28 @@ class ConceptTrainer:
         spaces: The tenants' stores.
         root: The root store, with the list of work.
         backbone: Name or folder of what is learned on.
-        lanes: Jobs of a turn.
+        lanes: Jobs trained side by side.
         device: Where the backbone runs.
         clock: Time.
+        turn_s: Seconds of a turn; it ends earlier when nothing is left to do.
     """
 
-    def __init__(self, spaces: Spaces, *, root: Store, backbone: str, lanes: int, device: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        spaces: Spaces,
+        *,
+        root: Store,
+        backbone: str,
+        lanes: int,
+        device: str,
+        clock: Clock,
+        turn_s: float = 60.0,
+    ) -> None:
         self._spaces = spaces
         self._root = root
         self._backbone = backbone
         self._settings = WorkerSettings(lanes=lanes, lanes_per_pack=1, heartbeat_s=1.0, poll_s=0.5)
+        self._turn_s = turn_s
         self._device = device
         self._clock = clock
         self._worker_id = f"trainer-{secrets.token_hex(4)}"
@@ -85,12 +96,12 @@ class ConceptTrainer:
             if jobs:
                 jobs.sort(key=lambda job: (job.record.created_at_s, job.request.job_id))
                 recipe = jobs[0].request.recipe
-                same = [job for job in jobs if job.request.recipe == recipe][: self._settings.lanes]
+                same = [job for job in jobs if job.request.recipe == recipe]
                 return Turn(tenant=tenant, jobs=tuple(same))
         return None
 
     def take(self, turn: Turn) -> None:
-        """Train the jobs of a turn until each is over, or until it is somebody else's turn: lanes are saved then."""
+        """Train the jobs of a turn until each is committed, failed or cancelled, or the turn is over."""
         self._last_turn[turn.tenant] = self._clock.monotonic_s()
         space = self._spaces.of(turn.tenant)
         recipe = space.tuning.recipe(turn.jobs[0])
@@ -100,7 +111,7 @@ class ConceptTrainer:
             store=space.store,
             workbench=self._bench(recipe.precision),
             recipe=recipe,
-            settings=replace(self._settings, stop_at_s=self._clock.now_s() + _TURN_S),
+            settings=replace(self._settings, stop_at_s=self._clock.now_s() + self._turn_s),
             clock=self._clock,
         )
         worker.run()
@@ -124,12 +135,10 @@ class ConceptTrainer:
             state = space.queue.get(job.request.job_id).state
         except NotFoundError:
             state = JobState.CANCELLED
-        if not state.is_finished:
-            return
-        self._strike(space, job.request.job_id)
-        is_wanted = state is not JobState.CANCELLED
-        if not is_wanted:
+        if state is JobState.CANCELLED:
             space.repository.delete(job.request.name, version=job.request.job_id)
+        if state.is_finished:
+            self._strike(space, job.request.job_id)
 
     def _strike(self, space: Space, job_id: str) -> None:
         self._root.delete(f"{PENDING}{space.tenant or OWNER}/{job_id}")

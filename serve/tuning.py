@@ -18,6 +18,7 @@ from omnifarm.errors import NotFoundError
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, submit_concepts
+from omnifarm.farm.worker import CHECKPOINTS
 from omnifarm.store.base import Store
 from omnifarm.tenancy import TenantLimits
 from serve.documents import PREFIX as FOLDERS
@@ -233,6 +234,8 @@ class Tuning:
             if job.record.state is JobState.COMMITTED:
                 self._queue.records.forget(job.request.job_id)
             self._store.delete(_key(job.request.job_id))
+            for key in list(self._store.list(CHECKPOINTS + job.request.job_id)):
+                self._store.delete(key)
         if not num_versions and not jobs and not folders:
             raise MissingError(f"expected a learned concept, found none named <{name}>", concept=f"<{name}>")
         return num_versions
