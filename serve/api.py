@@ -7,7 +7,7 @@ from fastapi import FastAPI
 
 from serve import errors
 from serve.edge import Edge
-from serve.routes import chat, concepts, files, images, operations, tuning
+from serve.routes import chat, concepts, files, images, operations, studio, tuning
 from serve.services import Services
 
 DESCRIPTION = """Ask, draw and edit with learned concepts, and have new ones learned, in OpenAI's shapes.
@@ -19,7 +19,7 @@ def build_api(services: Services) -> FastAPI:
     """Return the application."""
     api = FastAPI(title="OmniFarm", version="1", description=DESCRIPTION)
     api.state.services = services
-    for routes in (chat, images, files, tuning, concepts, operations):
+    for routes in (chat, images, files, tuning, concepts, operations, studio):
         api.include_router(routes.router)
     errors.install(api)
     api.add_middleware(Edge, metrics=services.metrics)

@@ -7,7 +7,6 @@ import torch
 
 from omnifarm.backbone.weights import load_backbone
 from omnifarm.clock import SystemClock
-from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import ConfigError
 from omnifarm.farm.submission import inspect_backbone
 from omnifarm.serving.engine import Engine
@@ -17,6 +16,8 @@ from omnifarm.store.probe import probe_conditional_writes
 from omnifarm.tenancy import Accounts
 from serve.admission import Admission
 from serve.metrics import EngineFigures, Metrics
+from serve.origins import Origins
+from serve.previews import Previews
 from serve.services import Peers, Services
 from serve.settings import ServeSettings
 from serve.spaces import Spaces
@@ -39,13 +40,10 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None) -> Se
     spaces = _spaces(settings)
     probe_conditional_writes(spaces.root)
     loaded = load_backbone(settings.backbone, dtype=getattr(torch, settings.dtype), device=settings.device)
-
-    def repository(tenant: str) -> ConceptRepository:
-        return spaces.of(tenant).repository
-
+    previews = Previews(spaces, clock=clock)
     engine = Engine(
         loaded,
-        repository,
+        previews.repository,
         limits=Limits(
             max_text_chars=settings.max_text_chars, max_images=settings.max_images, max_waiting=settings.max_waiting
         ),
@@ -64,6 +62,8 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None) -> Se
         latent_stride=loaded.config.latent_downsample,
         accounts=Accounts(spaces.root, clock=clock),
         spaces=spaces,
+        previews=previews,
+        origins=Origins(),
         admission=Admission(clock=clock, max_waiting=settings.max_waiting),
         metrics=metrics,
         http=httpx.AsyncClient(),

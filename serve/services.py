@@ -16,6 +16,8 @@ from omnifarm.tenancy import Accounts, Caller, Scope
 from serve.admission import Admission
 from serve.errors import ForbiddenError, UnauthenticatedError
 from serve.metrics import Metrics
+from serve.origins import Origins
+from serve.previews import Previews
 from serve.settings import ServeSettings
 from serve.spaces import Space, Spaces
 
@@ -43,6 +45,10 @@ class Services:
     """Who holds which key."""
     spaces: Spaces
     """The tenants' stores."""
+    previews: Previews
+    """Concepts that are being learned."""
+    origins: Origins
+    """What concepts were learned from."""
     admission: Admission
     """Who may come in now."""
     metrics: Metrics

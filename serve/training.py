@@ -63,7 +63,8 @@ class ConceptTrainer:
         self._spaces = spaces
         self._root = root
         self._backbone = backbone
-        self._settings = WorkerSettings(lanes=lanes, lanes_per_pack=1, heartbeat_s=1.0, poll_s=0.5)
+        # Checkpoints this often let people watch: each is a drawing and a curve in the studio.
+        self._settings = WorkerSettings(lanes=lanes, lanes_per_pack=1, heartbeat_s=1.0, checkpoint_s=4.0, poll_s=0.5)
         self._turn_s = turn_s
         self._device = device
         self._clock = clock

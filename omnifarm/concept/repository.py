@@ -106,6 +106,17 @@ class ConceptRepository:
                 newest[name] = manifest
         return [newest[name] for name in sorted(newest)]
 
+    def versions(self, name: str) -> Sequence[ArtifactManifest]:
+        """Return the manifests of every version of a concept, newest first; damaged ones are passed over."""
+        check_name(name)
+        found = []
+        for key in self._versions(name):
+            try:
+                found.append(self.manifest(*key))
+            except (ArtifactError, NotFoundError):
+                continue
+        return sorted(found, key=_age, reverse=True)
+
     def latest(self, name: str) -> ArtifactManifest:
         """Return the newest manifest of a concept.
 
