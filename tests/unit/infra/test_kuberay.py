@@ -115,6 +115,7 @@ def test_the_service_names_settings_that_the_server_reads() -> None:
     (application,) = config["applications"]
     local = yaml.safe_load((ROOT / "serve" / "serve.yaml").read_text())["applications"][0]
     assert application["import_path"] == local["import_path"]
-    assert [each["name"] for each in application["deployments"]] == [each["name"] for each in local["deployments"]]
     settings = ServeSettings.read({}, application["args"])
+    expected = [each["name"] for each in local["deployments"] if settings.train or each["name"] != "trainer"]
+    assert [each["name"] for each in application["deployments"]] == expected
     assert settings.dtype == "bfloat16"
