@@ -108,7 +108,9 @@ class ServeSettings:
         return cls(**values)
 
 
-def _parse(text: str, *, kind: object, name: str) -> str | int | bool:
+def _parse(given: str | int | bool, *, kind: object, name: str) -> str | int | bool:
+    # YAML has read numbers and truth values already; the environment holds text alone.
+    text = str(given)
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0"):
             raise ConfigError(f"expected true or false in {name}, found {text!r}")
