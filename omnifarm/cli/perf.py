@@ -106,7 +106,8 @@ def serve(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads, on both sides.")] = 2,
     steps: Annotated[int, typer.Option(min=2, help="Values of the denoising schedule.")] = 50,
     rounds: Annotated[int, typer.Option(min=1, help="Measured turns of each side, after one to warm up.")] = 3,
-    residents: Annotated[int, typer.Option(min=160, help="Concepts in memory, compared with one.")] = 10_000,
+    side: Annotated[int, typer.Option(min=48, help="Pixels of a picture's sides.")] = 96,
+    residents: Annotated[int, typer.Option(help="Concepts in memory, compared with one.")] = 10_000,
     url: Annotated[str, typer.Option(help="A running server (OMNIFARM_ACCESS=owner) to measure HTTP with.")] = "",
     json: Json = False,
 ) -> None:
@@ -123,6 +124,7 @@ def serve(
             precision=precision,
             threads=threads,
             steps=steps,
+            side=side,
             rounds=rounds,
             residents=residents,
             url=url,

@@ -22,7 +22,7 @@ from omnifarm.cli.perf_official import OfficialWay
 from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.soft_tokens import SoftTokens
-from omnifarm.errors import ServingError
+from omnifarm.errors import ConfigError, ServingError
 from omnifarm.serving.engine import Capacity, Engine
 from omnifarm.serving.requests import Answer, Request, Result
 from omnifarm.store.local import LocalStore
@@ -32,7 +32,6 @@ CONCURRENCIES = (1, 8, 32)
 KINDS = ("questions", "images", "edits")
 """What is asked."""
 _ANSWER_TOKENS = 12
-_SIDE = 96
 _GENERATE = SamplingOptions()
 """The paper's options (table 6), which are BAGEL's own."""
 _EDIT = SamplingOptions(cfg_img_scale=2.0, cfg_interval=(0.0, 1.0), cfg_renorm_type="text_channel")
@@ -50,12 +49,19 @@ class ServePlan:
     """CPU threads, on both sides."""
     steps: int = 50
     """Values of the denoising schedule."""
+    side: int = 96
+    """Pixels of a picture's sides."""
     rounds: int = 3
     """Turns of each side; medians count."""
     residents: int = 10_000
     """Concepts in memory when throughput is compared with one."""
     url: str = ""
     """A running server's address, for the overhead of HTTP; empty leaves that out."""
+
+    def __post_init__(self) -> None:
+        least = max(CONCURRENCIES) * (self.rounds + 1)
+        if self.residents < least:
+            raise ConfigError(f"expected at least {least} residents for {self.rounds} rounds, found {self.residents}")
 
 
 def measure_serve(plan: ServePlan) -> dict[str, Any]:
@@ -101,7 +107,7 @@ class _Bench:
             _commit(self._repository, loaded, name, concept)
         self._official = OfficialWay(loaded)
         self.engine = self._new_engine()
-        self._photo = Image.radial_gradient("L").resize((_SIDE, _SIDE)).convert("RGB")
+        self._photo = Image.radial_gradient("L").resize((plan.side, plan.side)).convert("RGB")
 
     def options(self, kind: str) -> SamplingOptions:
         """Return the sampling options of drawings or edits."""
@@ -204,7 +210,11 @@ class _Bench:
 
     def _image(self, engine: Engine, name: str, seed: int) -> Request:
         return engine.door.generate(
-            _prompt(name), size=(_SIDE, _SIDE), options=self.options("images"), seed=seed, replay="off"
+            _prompt(name),
+            size=(self._plan.side, self._plan.side),
+            options=self.options("images"),
+            seed=seed,
+            replay="off",
         )
 
     def _run_official(self, kind: str, index: int) -> int | Image.Image:
@@ -215,7 +225,12 @@ class _Bench:
         options = self.options(kind)
         if kind == "images":
             return self._official.generate(
-                _prompt(name), name=name, concept=concept, size=(_SIDE, _SIDE), options=options, seed=index
+                _prompt(name),
+                name=name,
+                concept=concept,
+                size=(self._plan.side, self._plan.side),
+                options=options,
+                seed=index,
             )
         return self._official.edit(
             self._photo, _instruction(name), name=name, concept=concept, options=options, seed=index
