@@ -116,7 +116,7 @@ class Interleaver:
             main = without_image = self._behind(empty, [prompt])
         for item in inputs:
             if isinstance(item, Image.Image):
-                resized = self._latent_transform.resize(to_rgb(item))
+                resized = self.resize(item)
                 size = (resized.height, resized.width)
                 # Both paths resize the resized image once more, each by its own rule.
                 segments: list[Segment] = [self.latent(resized)] if output == "image" else []
@@ -204,9 +204,8 @@ class Interleaver:
         latents, grid = self.sample(
             contexts, options=options, size=contexts.size or size, generator=generator, noise=noise, on_step=on_step
         )
-        codec = self.backbone.autoencoder
-        pixels = codec.decode(codec.from_tokens(latents, grid=grid)).float()
-        return Drawing(image=to_image(pixels), pixels=pixels, latents=latents, thought=thought, contexts=contexts)
+        image, pixels = self.picture(latents, grid=grid)
+        return Drawing(image=image, pixels=pixels, latents=latents, thought=thought, contexts=contexts)
 
     @torch.no_grad()
     def sample(
@@ -239,6 +238,17 @@ class Interleaver:
         """Return the velocity function of an image of `grid` behind a context."""
         denoiser = Denoiser(self.backbone.model, [context], grids=[grid])
         return lambda x, t: denoiser([x], [t])[0]
+
+    @torch.no_grad()
+    def picture(self, latents: Tensor, *, grid: tuple[int, int]) -> tuple[Image.Image, Tensor]:
+        """Return the picture of latent tokens, and its pixels (3, H, W) as decoded."""
+        codec = self.backbone.autoencoder
+        pixels = codec.decode(codec.from_tokens(latents, grid=grid)).float()
+        return to_image(pixels), pixels
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """Return an image at the size every image takes first."""
+        return self._latent_transform.resize(to_rgb(image))
 
     def text(self, text: str) -> TextSegment:
         """Return the segment of a text."""

@@ -97,3 +97,52 @@ def queue(
     )
     if json:
         print_json(report)
+
+
+@app.command()
+def serve(
+    backbone: Annotated[str, typer.Option(help="miniature or a checkpoint folder.")] = "miniature",
+    precision: Annotated[str, typer.Option(help="bfloat16 or float32, on both sides.")] = "bfloat16",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads, on both sides.")] = 2,
+    steps: Annotated[int, typer.Option(min=2, help="Values of the denoising schedule.")] = 50,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured turns of each side, after one to warm up.")] = 3,
+    side: Annotated[int, typer.Option(min=48, help="Pixels of a picture's sides.")] = 96,
+    residents: Annotated[int, typer.Option(help="Concepts in memory, compared with one.")] = 10_000,
+    url: Annotated[str, typer.Option(help="A running server (OMNIFARM_ACCESS=owner) to measure HTTP with.")] = "",
+    json: Json = False,
+) -> None:
+    """Compare serving one request at a time, the official way, with the engine at concurrency 1, 8 and 32.
+
+    Questions, images and edits, each request over its own concept; latencies, time to first token, replay, and what
+    many concepts in memory cost. Ratios above 1 mean the engine serves more requests in the same time.
+    """
+    from omnifarm.cli.perf_serve import KINDS, ServePlan, measure_serve
+
+    report = measure_serve(
+        ServePlan(
+            backbone=backbone,
+            precision=precision,
+            threads=threads,
+            steps=steps,
+            side=side,
+            rounds=rounds,
+            residents=residents,
+            url=url,
+        )
+    )
+    if json:
+        print_json(report)
+        return
+    for kind in KINDS:
+        numbers = report[kind]
+        results.print(f"{kind}: {numbers['official_s'] * 1000:.0f} ms each the official way")
+        for count in ("c1", "c8", "c32"):
+            one = numbers[count]
+            results.print(
+                f"  {count:<4} {one['per_request_s'] * 1000:7.1f} ms each, {one['ratio']:.2f}x; "
+                f"latency p50 {one['p50_s']:.2f} s, p99 {one['p99_s']:.2f} s"
+            )
+    results.print(
+        f"replay: {report['replay_s']['unified']} s in one call, {report['replay_s']['sequential']} s in three"
+    )
+    results.print(f"throughput lost with {residents} concepts in memory: {report['resident_10k_loss']:.1%}")

@@ -26,6 +26,7 @@ from omnifarm.backbone.segments import LatentSegment, Segment, TextSegment, VitS
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import Clock
 from omnifarm.concept.prompts import system_prompt, user_text
+from omnifarm.concept.soft_tokens import SoftTokenLayout
 from omnifarm.seeding import generator
 from omnifarm.serving.events import Event, PartialImage, TextPiece
 from omnifarm.serving.prefixes import content_digest, digest
@@ -58,6 +59,7 @@ class Scripts:
         self._style, self._clock = style, clock
         self._vae = ImageTransform(config=loaded.config.vae_transform)
         self._vit = ImageTransform(config=loaded.config.vit_transform)
+        self._introductions: dict[SoftTokenLayout, TextSegment] = {}
 
     def ask(
         self, request: AskRequest, residents: Sequence[Resident], *, tell: Tell, watch: Stopwatch
@@ -162,8 +164,10 @@ class Scripts:
 
     def introduce(self, resident: Resident) -> TextSegment:
         """Return a concept's system prompt, its slots pointing to its rows of the residents' table."""
-        segment = system_prompt(resident.layout, tokenizer=self._tokenizer)
-        rows = resident.rows.index.tolist()
+        # Concepts of one layout have the same text; only the vectors in its slots are their own.
+        if resident.layout not in self._introductions:
+            self._introductions[resident.layout] = system_prompt(resident.layout, tokenizer=self._tokenizer)
+        segment, rows = self._introductions[resident.layout], resident.rows.index.tolist()
         return replace(segment, soft=tuple(replace(slot, row=rows[slot.row]) for slot in segment.soft))
 
     def think_prompt(self, output: str) -> TextSegment:

@@ -1,0 +1,308 @@
+"""What `omnifarm perf serve` measures: one request at a time the official way against the engine, side by side.
+
+Concepts are random soft tokens: what they mean costs nothing. Both sides answer the same requests; before anything is
+timed, their results are compared.
+"""
+
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from omnifarm.backbone.flow import SamplingOptions
+from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.cli.output import people
+from omnifarm.cli.perf_official import OfficialWay
+from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
+from omnifarm.concept.repository import ConceptRepository
+from omnifarm.concept.soft_tokens import SoftTokens
+from omnifarm.errors import ConfigError, ServingError
+from omnifarm.serving.engine import Capacity, Engine
+from omnifarm.serving.requests import Answer, Request, Result
+from omnifarm.store.local import LocalStore
+
+CONCURRENCIES = (1, 8, 32)
+"""Requests under way at once, each over its own concept."""
+KINDS = ("questions", "images", "edits")
+"""What is asked."""
+_ANSWER_TOKENS = 12
+_GENERATE = SamplingOptions()
+"""The paper's options (table 6), which are BAGEL's own."""
+_EDIT = SamplingOptions(cfg_img_scale=2.0, cfg_interval=(0.0, 1.0), cfg_renorm_type="text_channel")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServePlan:
+    """What is measured."""
+
+    backbone: str = "miniature"
+    """Name or folder."""
+    precision: str = "bfloat16"
+    """Type of the weights, on both sides."""
+    threads: int = 2
+    """CPU threads, on both sides."""
+    steps: int = 50
+    """Values of the denoising schedule."""
+    side: int = 96
+    """Pixels of a picture's sides."""
+    rounds: int = 3
+    """Turns of each side; medians count."""
+    residents: int = 10_000
+    """Concepts in memory when throughput is compared with one."""
+    url: str = ""
+    """A running server's address, for the overhead of HTTP; empty leaves that out."""
+
+    def __post_init__(self) -> None:
+        least = max(CONCURRENCIES) * (self.rounds + 1)
+        if self.residents < least:
+            raise ConfigError(f"expected at least {least} residents for {self.rounds} rounds, found {self.residents}")
+
+
+def measure_serve(plan: ServePlan) -> dict[str, Any]:
+    """Measure and return the report.
+
+    Args:
+        plan: What is measured.
+
+    Raises:
+        ServingError: The two sides disagree about a result.
+    """
+    torch.set_num_threads(plan.threads)
+    loaded = load_backbone(plan.backbone, dtype=getattr(torch, plan.precision))
+    with tempfile.TemporaryDirectory() as folder:
+        bench = _Bench(loaded, plan=plan, folder=folder)
+        report: dict[str, Any] = {"precision": plan.precision, "threads": plan.threads, "steps": plan.steps}
+        people.print("comparing results of both sides")
+        bench.check()
+        for kind in KINDS:
+            people.print(f"measuring {kind}")
+            report[kind] = bench.compare(kind)
+            report[f"{kind}_c32_ratio"] = report[kind]["c32"]["ratio"]
+        people.print("measuring replay")
+        report["replay_s"] = bench.replay()
+        people.print(f"measuring {plan.residents} residents against one")
+        report["resident_10k_loss"] = bench.resident_loss()
+        report["http_overhead"] = None
+        if plan.url:
+            from omnifarm.cli.perf_http import http_overhead
+
+            report["http_overhead"] = http_overhead(plan.url, engine=bench.engine, options=bench.options("images"))
+    return report
+
+
+class _Bench:
+    """Both sides over the same concepts."""
+
+    def __init__(self, loaded: LoadedBackbone, *, plan: ServePlan, folder: str) -> None:
+        self._loaded, self._plan = loaded, plan
+        self._repository = ConceptRepository(LocalStore(folder))
+        self._concepts = {f"c{index}": _random_concept(loaded, index) for index in range(max(CONCURRENCIES))}
+        for name, concept in self._concepts.items():
+            _commit(self._repository, loaded, name, concept)
+        self._official = OfficialWay(loaded)
+        self.engine = self._new_engine()
+        self._photo = Image.radial_gradient("L").resize((plan.side, plan.side)).convert("RGB")
+
+    def options(self, kind: str) -> SamplingOptions:
+        """Return the sampling options of drawings or edits."""
+        return replace(_EDIT if kind == "edits" else _GENERATE, num_timesteps=self._plan.steps)
+
+    def check(self) -> None:
+        """Compare both sides' results: answers token by token in float32, pictures in every case."""
+        for kind in KINDS:
+            ours, theirs = self.engine.run(self._request(kind, 0)), self._run_official(kind, 0)
+            if isinstance(ours, Answer):
+                assert isinstance(theirs, int)
+                # In bf16 near ties may fall either way; the number of passes is what must be equal.
+                is_same = ours.num_tokens == theirs or self._plan.precision != "float32"
+            else:
+                assert isinstance(theirs, Image.Image)
+                is_same = _distance(ours.image, theirs) < (1.0 if self._plan.precision == "float32" else 12.0)
+            if not is_same:
+                raise ServingError(f"the two sides disagree about {kind}: measuring them would mean nothing")
+
+    def compare(self, kind: str) -> dict[str, Any]:
+        """Return seconds per request the official way and throughput, ratio and latencies at every concurrency."""
+        official: list[float] = []
+        ours: dict[int, list[_Batch]] = {count: [] for count in CONCURRENCIES}
+        num_official = 8 if kind == "questions" else 2
+        for turn in range(self._plan.rounds + 1):
+            started = time.perf_counter()
+            for index in range(num_official):
+                self._run_official(kind, index)
+            took = (time.perf_counter() - started) / num_official
+            batches = {count: self._together(kind, count) for count in CONCURRENCIES}
+            if turn:
+                official.append(took)
+                for count, batch in batches.items():
+                    ours[count].append(batch)
+        each = statistics.median(official)
+        report: dict[str, Any] = {"official_s": round(each, 4)}
+        for count, rounds in ours.items():
+            latencies = sorted(latency for batch in rounds for latency in batch.latencies)
+            per_request = statistics.median(batch.seconds / batch.count for batch in rounds)
+            entry = {
+                "per_request_s": round(per_request, 4),
+                "requests_per_s": round(1 / per_request, 3),
+                "ratio": round(each / per_request, 2),
+                "p50_s": round(statistics.median(latencies), 4),
+                "p99_s": round(latencies[min(len(latencies) - 1, int(0.99 * len(latencies)))], 4),
+            }
+            first = sorted(value for batch in rounds for value in batch.first_tokens)
+            if first:
+                entry["first_token_p50_s"] = round(statistics.median(first), 4)
+            report[f"c{count}"] = entry
+        return report
+
+    def replay(self) -> dict[str, float]:
+        """Return the median seconds of replay alone, one request at a time, in one call and in three."""
+        seconds: dict[str, list[float]] = {"unified": [], "three_stage": []}
+        quick = replace(_GENERATE, num_timesteps=2)
+        for turn in range(3 * self._plan.rounds + 1):
+            for mode, values in seconds.items():
+                name = f"c{turn % len(self._concepts)}"
+                picture = self.engine.generate(
+                    f"A photo of <{name}> with the favorite toy.", size=(48, 48), options=quick, replay=mode
+                )
+                if turn:
+                    values.append(picture.timings["replay_s"])
+        return {
+            "unified": round(statistics.median(seconds["unified"]), 4),
+            "sequential": round(statistics.median(seconds["three_stage"]), 4),
+        }
+
+    def resident_loss(self) -> float:
+        """Return the part of image throughput that is lost with many concepts in memory instead of one."""
+        names = [f"r{index}" for index in range(self._plan.residents)]
+        for index, name in enumerate(names):
+            _commit(self._repository, self._loaded, name, _random_concept(self._loaded, 1000 + index))
+        one, many = self._new_engine(), self._new_engine()
+        for name in names:
+            many._residents.get([name])
+        count = max(CONCURRENCIES)
+        seconds: dict[str, list[float]] = {"one": [], "many": []}
+        for turn in range(self._plan.rounds + 1):
+            for side, engine in (("one", one), ("many", many)):
+                # Other concepts in every turn: none of their prefixes has been read before.
+                first = turn * count
+                chosen = [names[0]] * count if side == "one" else names[first : first + count]
+                batch = _run_together(engine, [self._image(engine, name, seed) for seed, name in enumerate(chosen)])
+                if turn:
+                    seconds[side].append(batch.seconds)
+        return round(1 - statistics.median(seconds["one"]) / statistics.median(seconds["many"]), 4)
+
+    def _together(self, kind: str, count: int) -> "_Batch":
+        return _run_together(self.engine, [self._request(kind, index) for index in range(count)])
+
+    def _request(self, kind: str, index: int) -> Request:
+        name, door = f"c{index}", self.engine.door
+        if kind == "questions":
+            return door.ask(_question(name), max_tokens=_ANSWER_TOKENS)
+        if kind == "images":
+            return self._image(self.engine, name, index)
+        return door.edit(self._photo, _instruction(name), options=self.options(kind), seed=index)
+
+    def _image(self, engine: Engine, name: str, seed: int) -> Request:
+        return engine.door.generate(
+            _prompt(name),
+            size=(self._plan.side, self._plan.side),
+            options=self.options("images"),
+            seed=seed,
+            replay="off",
+        )
+
+    def _run_official(self, kind: str, index: int) -> int | Image.Image:
+        name = f"c{index}"
+        concept = self._concepts[name]
+        if kind == "questions":
+            return len(self._official.ask(_question(name), name=name, concept=concept, max_tokens=_ANSWER_TOKENS))
+        options = self.options(kind)
+        if kind == "images":
+            return self._official.generate(
+                _prompt(name),
+                name=name,
+                concept=concept,
+                size=(self._plan.side, self._plan.side),
+                options=options,
+                seed=index,
+            )
+        return self._official.edit(
+            self._photo, _instruction(name), name=name, concept=concept, options=options, seed=index
+        )
+
+    def _new_engine(self) -> Engine:
+        # Nothing changes in this store while we measure; a server looks concepts up again every two seconds.
+        return Engine(self._loaded, self._repository, capacity=Capacity(refresh_s=3600.0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Batch:
+    """Requests that were under way together."""
+
+    count: int
+    seconds: float
+    latencies: Sequence[float]
+    first_tokens: Sequence[float]
+
+
+def _run_together(engine: Engine, requests: Sequence[Request]) -> _Batch:
+    started = time.perf_counter()
+    tickets = deque(engine.submit(request) for request in requests)
+    while engine.step():
+        pass
+    seconds = time.perf_counter() - started
+    results: list[Result] = [ticket.result(0) for ticket in tickets]
+    return _Batch(
+        count=len(results),
+        seconds=seconds,
+        latencies=[result.timings["total_s"] for result in results],
+        first_tokens=[result.timings["first_token_s"] for result in results if isinstance(result, Answer)],
+    )
+
+
+def _random_concept(loaded: LoadedBackbone, seed: int) -> SoftTokens:
+    draw = torch.Generator().manual_seed(seed)
+    width = loaded.config.hidden_size
+    return SoftTokens(
+        und=torch.randn(17, width, generator=draw) * 0.2, gen=torch.randn(16, width, generator=draw) * 0.2
+    )
+
+
+def _commit(repository: ConceptRepository, loaded: LoadedBackbone, name: str, concept: SoftTokens) -> None:
+    layout = concept.layout
+    manifest = ArtifactManifest(
+        name=name,
+        version=tensors_digest(encode_soft_tokens(concept)),
+        class_noun="dog",
+        fingerprint=loaded.fingerprint,
+        data_digest="0" * 64,
+        tensors_digest=tensors_digest(encode_soft_tokens(concept)),
+        num_und=layout.num_und,
+        num_gen=layout.num_gen,
+        width=concept.width,
+    )
+    repository.commit(manifest, concept)
+
+
+def _question(name: str) -> str:
+    return f"What does <{name}> like to do on a rainy day?"
+
+
+def _prompt(name: str) -> str:
+    return f"A photo of <{name}> in the park."
+
+
+def _instruction(name: str) -> str:
+    return f"remove <{name}>: dog from the photo"
+
+
+def _distance(one: Image.Image, other: Image.Image) -> float:
+    """Return the mean difference in levels of 0..255."""
+    a, b = (torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).float() for image in (one, other))
+    return float((a - b).abs().mean())
