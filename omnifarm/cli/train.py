@@ -29,6 +29,9 @@ def local(
         typer.Option(min=1, help="Lanes that share one forward; 1 makes a lane bit for bit what it would be alone."),
     ] = 4,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    compiled: Annotated[
+        bool, typer.Option(help="Compile first (half a minute, needs a C++ compiler): pays from some hundred steps on.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Learn every concept at a place with one worker; exit code 1 if any failed.
@@ -64,6 +67,7 @@ def local(
             device=device,
             lanes_per_pack=lanes_per_pack,
             store=opened,
+            compiled=compiled,
         )
         worker = Worker(
             f"local-{uuid.uuid4().hex[:8]}",

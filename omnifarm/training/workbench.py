@@ -88,15 +88,21 @@ class Workbench:
         sharding: str = "replicated",
         lanes_per_pack: int = 1,
         store: Store | None = None,
+        compiled: bool = False,
         clock: Clock | None = None,
     ) -> "Workbench":
         """Load a backbone by name or folder and set up a workbench for it.
+
+        `compiled` fuses what surrounds attention (see `Backbone.set_training_mode`), where a process holds the whole
+        backbone; a sharded one gathers its weights between the parts that would be fused and stays as it is.
 
         Raises:
             WeightsError: The backbone cannot be loaded.
             ConfigError: Its layout is unknown, does not fit, or needs processes that are not there.
         """
         loaded, layout = open_backbone(backbone, sharding=sharding, dtype=DTYPES[precision], device=device)
+        if compiled and isinstance(layout, Replicated):
+            loaded.model.set_training_mode(compiled=True)
         return cls(loaded, sharding=layout, lanes_per_pack=lanes_per_pack, store=store, clock=clock)
 
     @property
