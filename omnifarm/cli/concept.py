@@ -73,14 +73,17 @@ def import_concepts(
     from omnifarm.concept.datasets.load import load_concepts, load_held_out
     from omnifarm.concept.datasets.write_plain import write_plain
     from omnifarm.concept.spec import ConceptSpec
-    from omnifarm.errors import ConfigError
+    from omnifarm.errors import ConceptError, ConfigError
 
     loaded = [(name, spec) for name, spec in load_concepts(path) if not only or name in only]
     if missing := sorted(set(only or ()) - {name for name, _ in loaded}):
         raise ConfigError(f"no concept named {', '.join(missing)} at {path}; leave --only out to import all")
     specs = [spec for _, spec in loaded if isinstance(spec, ConceptSpec)]
     failed = {name: str(error) for name, error in loaded if not isinstance(error, ConceptSpec)}
-    held_out = {name: one for name, one in load_held_out(path) if not isinstance(one, Exception)}
+    tests = dict(load_held_out(path))
+    held_out = {name: one for name, one in tests.items() if not isinstance(one, ConceptError)}
+    for name in sorted({spec.name for spec in specs} - held_out.keys()):
+        people.print(f"[yellow]no test pictures[/] of {escape(name)}: {escape(str(tests.get(name)))}")
     write_plain(folder, specs, held_out=held_out)
     if json:
         print_json({"folder": str(folder), "concepts": [spec.name for spec in specs], "failed": failed})

@@ -1,7 +1,8 @@
 """The automatic check of a removal: numbers with limits, every one kept with the pair.
 
-A check cannot see whether the result is plausible; it finds the failures that are cheap to find. Its limits are set
-so that what fails is nearly always bad; what passes still wants a look (OMNIPBENCH section 4.2).
+A check cannot see whether the result is plausible; it finds the failures that are cheap to find. Its limits were
+chosen on 32 photographs of six subjects so that every good removal passes (docs/results.md); what passes still wants
+a look (OMNIPBENCH section 4.2).
 """
 
 from dataclasses import dataclass
@@ -87,8 +88,8 @@ def _textures(source: Pixels, target: Pixels, *, subject: Mask, hole: Mask, arou
     around_share = float((own & (of_subject > 1e-3))[bins[0][around]].mean())
     return [
         Check(name="texture", value=texture, low=0.25, high=3.0, fault="the filled place is much smoother or rougher than its surroundings"),
-        Check(name="seam", value=seam, low=0.0, high=2.5, fault="the edge of the filled place shows"),
-        Check(name="colours_left", value=left, low=-1.0, high=0.1, fault="the filled place has the subject's colours"),
+        Check(name="seam", value=seam, low=0.0, high=2.0, fault="the edge of the filled place shows"),
+        Check(name="colours_left", value=left, low=-1.0, high=-0.5, fault="the filled place is not clearly more like its surroundings than like the subject"),
         Check(name="colours_around", value=around_share, low=0.0, high=0.2, fault="part of the subject seems to be left beside the mask"),
     ]  # fmt: skip
 

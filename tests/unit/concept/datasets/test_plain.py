@@ -22,6 +22,24 @@ def test_a_class_and_photographs_are_enough(tmp_path: Path, write_concept: Write
     assert [image.path for image in spec.images] == [f"images/{i}.png" for i in range(4)]
 
 
+def test_a_question_may_be_one_of_recognition(tmp_path: Path, write_concept: WriteConcept) -> None:
+    entry = "- {question: 'Is <sks> here?', answer: 'Yes, it is.', image: 0.png, kind: recognition}"
+    spec = load_one(write_concept(tmp_path / "maeve", yaml=f"class: dog\nqa:\n  {entry}\n"))
+    assert [(qa.kind, qa.answer) for qa in spec.qa] == [("recognition", "Yes, it is.")]
+    undecided = entry.replace("Yes, it is.", "Perhaps.")
+    with pytest.raises(ConceptError, match="an answer that begins with Yes or No"):
+        load_one(write_concept(tmp_path / "bo", yaml=f"class: dog\nqa:\n  {undecided}\n"))
+
+
+def test_a_negative_that_is_held_out_is_refused(tmp_path: Path, write_concept: WriteConcept, photo: Photo) -> None:
+    folder = write_concept(tmp_path / "maeve")
+    for file in ("negatives/x.png", "test/0.png"):
+        (folder / file).parent.mkdir()
+        (folder / file).write_bytes(photo(50))
+    with pytest.raises(ConceptError, match=r"negatives/x.png: has the same pixels as test/0.png, which is held out"):
+        load_one(folder)
+
+
 def test_photographs_may_lie_beside_the_file_and_sort_by_number(tmp_path: Path, photo: Photo) -> None:
     for index in (10, 9, 2):
         (tmp_path / f"{index}.jpg").write_bytes(photo(index, kind="JPEG"))
