@@ -76,7 +76,15 @@ def measure_sharding(
             num_ranks=1,
             # Of several ranks, the first has two packs a step, the second one, and the others have nothing.
             lanes=[concepts[:3], concepts[3:]],
-            recipe={"steps": 2, "batch_size": 3, "learning_rate": 1e-3, "warmup_steps": 1, "precision": precision},
+            recipe={
+                "steps": 2,
+                "batch_size": 3,
+                "learning_rate": 1e-3,
+                "warmup_steps": 1,
+                "precision": precision,
+                # Begins with rows of the embedding, which a shared backbone has to fetch.
+                "init": "class_word",
+            },
             out="",
         )
         _run(plan, root / "whole")
@@ -144,6 +152,10 @@ def _run(plan: Plan, out: Path) -> list[dict[str, int]]:
             processes.append(subprocess.Popen(command, env=environment, stdout=sink, stderr=subprocess.STDOUT))
     try:
         codes = [process.wait(timeout=2 * TIMEOUT_S) for process in processes]
+    except subprocess.TimeoutExpired as error:
+        raise TrainingError(
+            f"{plan.num_ranks} processes ({plan.sharding}) did not end within {2 * TIMEOUT_S} s; is the machine busy?"
+        ) from error
     finally:
         for process in processes:
             process.kill()

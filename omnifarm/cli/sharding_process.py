@@ -28,7 +28,7 @@ from omnifarm.training.sharded_backbone import open_backbone
 from omnifarm.training.sharding import Turn
 from omnifarm.training.workbench import DTYPES, Workbench
 
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 """Seconds after which a process gives the others up."""
 
 

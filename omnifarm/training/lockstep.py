@@ -69,6 +69,7 @@ class Lockstep:
         weights: The weights file, for single rows of the embedding.
         special_ids: Ids of the frame tokens.
         config: The backbone's configuration.
+        model: The backbone inside `gathering`.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Lockstep:
     ) -> None:
         self._gathering = gathering
         self._weights = weights
-        self._device = model.device
+        self._device, self._dtype = model.device, model.dtype
         idle = TextSegment(ids=(0,), soft=(SoftSlot(offset=0, row=0, expert="und"),))
         self._idle_pack = pack([[idle]], special_ids=special_ids, config=config).to(self._device)
         self._idle_table = torch.zeros(1, config.hidden_size, device=self._device, requires_grad=True)
@@ -105,7 +106,7 @@ class Lockstep:
     def embedding_rows(self, ids: Sequence[int]) -> Tensor:
         """Read rows of the embedding from the file: a gather would need the others."""
         with WeightSlices(self._weights) as weights:
-            return weights.rows(EMBEDDING, list(ids))
+            return weights.rows(EMBEDDING, list(ids)).to(device=self._device, dtype=self._dtype)
 
     def _agree(self, wish: Turn) -> Turn:
         turn = torch.tensor(int(wish), device=self._device)

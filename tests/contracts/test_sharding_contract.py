@@ -41,5 +41,5 @@ def test_the_file_is_read_once_for_the_shares_and_once_for_the_fingerprint(layou
 
 
 def test_bf16_weights_are_no_different_and_a_third_process_may_idle_throughout() -> None:
-    report = measure_sharding(LAYOUTS, num_ranks=3, num_layers=1, precision="bfloat16")
-    assert [numbers["max_abs_diff"] for numbers in report.values()] == [0.0, 0.0]
+    report = measure_sharding(("zero3",), num_ranks=3, num_layers=1, precision="bfloat16")
+    assert report["zero3"]["max_abs_diff"] == 0.0
