@@ -29,7 +29,7 @@ from omnifarm.farm.planner import places_for, plan_cells
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.sharing import DriverRegistry
 from omnifarm.farm.submission import inspect_backbone, submit_concepts
-from omnifarm.farm.worker import WorkerSettings
+from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import configure
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes

@@ -13,7 +13,8 @@ from omnifarm.clock import Clock
 from omnifarm.concept.recipe import Precision
 from omnifarm.errors import NotFoundError, OmniFarmError
 from omnifarm.farm.job import JobState
-from omnifarm.farm.worker import Worker, WorkerSettings
+from omnifarm.farm.worker import Worker
+from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import event
 from omnifarm.store.base import Store
 from omnifarm.training.workbench import Workbench

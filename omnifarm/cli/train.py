@@ -41,7 +41,8 @@ def local(
     from omnifarm.farm.job import JobState
     from omnifarm.farm.queue import JobQueue
     from omnifarm.farm.submission import inspect_backbone, submit_concepts
-    from omnifarm.farm.worker import Worker, WorkerSettings
+    from omnifarm.farm.worker import Worker
+    from omnifarm.farm.worker_settings import WorkerSettings
     from omnifarm.store.open import open_store
     from omnifarm.store.probe import probe_conditional_writes
     from omnifarm.training.workbench import Workbench

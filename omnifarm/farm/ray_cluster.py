@@ -24,7 +24,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError, FarmError
 from omnifarm.farm.metrics import COUNTERS, GAUGES, HISTOGRAMS
-from omnifarm.farm.worker import WorkerSettings, run_worker
+from omnifarm.farm.worker import run_worker
+from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import configure
 
 _TIMEOUT_S = 300

@@ -25,6 +25,7 @@ from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobRecord, LeaseLostError, pool_of
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import event
 from omnifarm.store.base import Store
 from omnifarm.store.open import open_store
@@ -37,41 +38,6 @@ _logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints/"
 """Keys of all lane checkpoints begin with this."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerSettings:
-    """How a worker works; none of it changes what is learned."""
-
-    lanes: int = 4
-    """Concepts trained side by side."""
-    lanes_per_pack: int = 1
-    """Lanes that share one forward; 1 keeps a lane's result exactly what it would be alone."""
-    lease_s: float = 40.0
-    """Seconds after which an unrenewed lease may be taken over."""
-    heartbeat_s: float = 5.0
-    """Seconds between renewals; well below the lease."""
-    checkpoint_s: float = 30.0
-    """Seconds of work that a crash may cost."""
-    poll_s: float = 1.0
-    """Seconds between looks at the queue while there is nothing to train."""
-    patience_s: float = 300.0
-    """Seconds for which the store may be away before the worker gives up."""
-    stop_at_s: float | None = None
-    """Seconds since the epoch at which to save, give everything back and leave; None for never."""
-
-    def __post_init__(self) -> None:
-        for name in ("lanes", "lanes_per_pack"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"worker: {name} must be at least 1, found {getattr(self, name)}")
-        for name in ("lease_s", "heartbeat_s", "checkpoint_s", "poll_s", "patience_s"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"worker: {name} must be above 0 seconds, found {getattr(self, name)}")
-        if self.heartbeat_s * 2 > self.lease_s:
-            raise ConfigError(
-                f"worker: heartbeat_s {self.heartbeat_s} must be at most half of lease_s {self.lease_s}, "
-                "or one late heartbeat loses the lease"
-            )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -133,6 +99,8 @@ class Worker:
         self._sets: dict[str, dict[str, ConceptSpec | ConceptError]] = {}
         self._looked_s = self._beat_s = self._saved_s = self._clock.monotonic_s()
         self._away_since_s: float | None = None
+        self._wait_s = self._settings.poll_s
+        self._is_drained = False
 
     def run(self) -> None:
         """Work until the pool has nothing left to do, by this worker or another, or until told to leave.
@@ -141,13 +109,13 @@ class Worker:
             StoreError: The store was away for longer than `patience_s`; the leases run out by themselves.
         """
         self._look()
-        while self._order is not Order.STOP and (self._held or self._over or not self._may_leave()):
+        while self._order is not Order.STOP and (self._held or self._over or not self._is_drained):
             if self._held:
                 self.step()
             else:
                 self._clock.sleep_s(self._settings.poll_s)
             self._commit()
-            if self._clock.monotonic_s() - self._looked_s >= self._settings.poll_s:
+            if self._clock.monotonic_s() - self._looked_s >= self._wait_s:
                 self._look()
         self._hand_back()
 
@@ -159,10 +127,8 @@ class Worker:
             held.ended_s = self._clock.monotonic_s()
             self._over.append(held)
         self._metrics.count("omnifarm_steps_total", num_lanes)
+        self._heartbeat_if_due()
         now_s = self._clock.monotonic_s()
-        if now_s - self._beat_s >= self._settings.heartbeat_s:
-            self._beat_s = now_s
-            self._heartbeat()
         if now_s - self._saved_s >= self._settings.checkpoint_s:
             self._saved_s = now_s
             self._save()
@@ -182,15 +148,6 @@ class Worker:
         else:
             self._away_since_s = None
 
-    def _may_leave(self) -> bool:
-        """Whether there is nothing to wait for."""
-        if self._order is Order.DRAIN:
-            return True
-        is_drained = False
-        with self._patiently("looking for work"):
-            is_drained = self._queue.is_drained(self._pool)
-        return is_drained
-
     def _look(self) -> None:
         """Read the orders that stand, and take as many jobs as there are free lanes."""
         self._looked_s = self._clock.monotonic_s()
@@ -198,22 +155,27 @@ class Worker:
             # Our own leases may have run out while the store was away: renew them before we take them over ourselves.
             self._commit()
             self._heartbeat()
-        stop_at_s = self._settings.stop_at_s
         with self._patiently("reading orders"):
             self._order = self._control.present(cell=self._cell)
-        if stop_at_s is not None and self._clock.now_s() >= stop_at_s:
+        if self._settings.stop_at_s is not None and self._clock.now_s() >= self._settings.stop_at_s:
             self._order = Order.STOP
         free = self._settings.lanes - len(self._held)
-        if self._order is not Order.WORK or free < 1:
-            return
         records: list[JobRecord] = []
-        with self._patiently("leasing"):
-            records = self._queue.lease_next(self._id, pool=self._pool, ttl_s=self._settings.lease_s, max=free)
+        if self._order is Order.WORK and free:
+            with self._patiently("leasing"):
+                records = self._queue.lease_next(self._id, pool=self._pool, ttl_s=self._settings.lease_s, max=free)
         for record in records:
             self._metrics.count("omnifarm_lease_takeovers_total", float(record.attempts > 1))
             with self._patiently("beginning a lane"):
                 self._begin(record)
         self._metrics.gauge("omnifarm_lanes", len(self._held))
+        # A thousand workers without work must not keep the store busy.
+        longest_s = max(self._settings.poll_s, self._settings.lease_s / 4)
+        self._wait_s = self._settings.poll_s if records else min(2 * self._wait_s, longest_s)
+        self._is_drained = self._order is Order.DRAIN
+        if not self._held and not self._is_drained:
+            with self._patiently("looking for work"):
+                self._is_drained = self._queue.is_drained(self._pool)
 
     def _begin(self, record: JobRecord) -> None:
         """Make a lane of a leased job, or end the attempt with its reason."""
@@ -238,7 +200,7 @@ class Worker:
             self._held[lane.name] = _Held(record=record, spec=spec, lane=lane, saved_step=lane.step)
             event(_logger, "lane_started", concept=record.name, worker=self._id, step=lane.step, steps=record.num_steps)
             # Preparing the next job's pictures takes time in which nobody steps.
-            self._heartbeat()
+            self._heartbeat_if_due()
 
     def _spec(self, record: JobRecord) -> ConceptSpec:
         """Read a job's concept and check that everything is what the job was submitted for."""
@@ -306,6 +268,12 @@ class Worker:
         self._metrics.observe("omnifarm_commit_seconds", self._clock.monotonic_s() - held.ended_s)
         event(_logger, "concept_learned", concept=record.name, worker=self._id, first=is_first, train_s=lane.train_s)
         self._store.delete(checkpoint_key(record.job_id))
+
+    def _heartbeat_if_due(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s - self._beat_s >= self._settings.heartbeat_s:
+            self._beat_s = now_s
+            self._heartbeat()
 
     def _heartbeat(self) -> None:
         """Renew every lease, of lanes that train and of those not yet committed; let go whose lease is lost."""

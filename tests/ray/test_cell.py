@@ -17,7 +17,7 @@ from omnifarm.concept.repository import ConceptRepository
 from omnifarm.farm.job import JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
-from omnifarm.farm.worker import WorkerSettings
+from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.local import LocalStore
 from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE, write_concepts
 

@@ -1,0 +1,41 @@
+"""How a worker works: numbers that a job passes to its cells."""
+
+from dataclasses import dataclass
+
+from omnifarm.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerSettings:
+    """How a worker works; none of it changes what is learned."""
+
+    lanes: int = 4
+    """Concepts trained side by side."""
+    lanes_per_pack: int = 1
+    """Lanes that share one forward; 1 keeps a lane's result exactly what it would be alone."""
+    lease_s: float = 40.0
+    """Seconds after which an unrenewed lease may be taken over."""
+    heartbeat_s: float = 5.0
+    """Seconds between renewals; well below the lease."""
+    checkpoint_s: float = 30.0
+    """Seconds of work that a crash may cost."""
+    poll_s: float = 1.0
+    """Seconds between looks at the queue while lanes are free; twice as long after every look in vain, up to a quarter
+    of a lease."""
+    patience_s: float = 300.0
+    """Seconds for which the store may be away before the worker gives up."""
+    stop_at_s: float | None = None
+    """Seconds since the epoch at which to save, give everything back and leave; None for never."""
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "lanes_per_pack"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"worker: {name} must be at least 1, found {getattr(self, name)}")
+        for name in ("lease_s", "heartbeat_s", "checkpoint_s", "poll_s", "patience_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"worker: {name} must be above 0 seconds, found {getattr(self, name)}")
+        if self.heartbeat_s * 2 > self.lease_s:
+            raise ConfigError(
+                f"worker: heartbeat_s {self.heartbeat_s} must be at most half of lease_s {self.lease_s}, "
+                "or one late heartbeat loses the lease"
+            )
