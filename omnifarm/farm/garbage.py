@@ -13,7 +13,7 @@ from omnifarm.errors import ArtifactError, NotFoundError
 from omnifarm.farm.index import FAILED, LATER, READY, entry_of
 from omnifarm.farm.job import JobRecord
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.worker import CHECKPOINTS
+from omnifarm.farm.records import CHECKPOINTS
 from omnifarm.store.base import Store
 
 

@@ -20,6 +20,9 @@ RECORDS = "jobs/"
 INDEX = "queue/"
 """Keys of all index entries begin with this."""
 
+CHECKPOINTS = "checkpoints/"
+"""Keys of all lane checkpoints begin with this."""
+
 _MAX_SWAPS = 100
 _MAX_REMEMBERED = 10_000
 _NUM_READERS = 16
@@ -185,3 +188,8 @@ class JobRecords:
 
 def _key(job_id: str) -> str:
     return f"{RECORDS}{job_id}.json"
+
+
+def checkpoint_key(job_id: str) -> str:
+    """Return where a job's lane is saved while it is trained."""
+    return f"{CHECKPOINTS}{job_id}.safetensors"

@@ -21,8 +21,8 @@ from omnifarm.farm.control import PREFIX as CONTROL
 from omnifarm.farm.job import JobIdentity, JobRecord, LeaseLostError, pool_of
 from omnifarm.farm.planner import plan_cells
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import CHECKPOINTS, checkpoint_key
 from omnifarm.farm.sharing import Demand, fair_shares
-from omnifarm.farm.worker import CHECKPOINTS, checkpoint_key
 from omnifarm.store.memory import MemoryStore
 
 _POOL = pool_of(recipe_digest="simulated", backbone_fingerprint="simulated")

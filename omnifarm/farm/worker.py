@@ -25,6 +25,7 @@ from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobRecord, LeaseLostError, pool_of
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import CHECKPOINTS, checkpoint_key
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import event
 from omnifarm.store.base import Store
@@ -35,9 +36,6 @@ from omnifarm.training.lane import Lane
 from omnifarm.training.workbench import Finished, Workbench
 
 _logger = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints/"
-"""Keys of all lane checkpoints begin with this."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -359,11 +357,6 @@ def run_worker(
         cell=cell,
         metrics=metrics,
     ).run()
-
-
-def checkpoint_key(job_id: str) -> str:
-    """Return where a job's lane is saved while it is trained."""
-    return f"{CHECKPOINTS}{job_id}.safetensors"
 
 
 def _curve_key(record: JobRecord) -> str:

@@ -11,8 +11,9 @@ from omnifarm.errors import ConfigError, StoreError
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import CHECKPOINTS
 from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
-from omnifarm.farm.worker import CHECKPOINTS, Worker
+from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.base import Object
 from omnifarm.store.memory import MemoryStore
