@@ -17,7 +17,7 @@ from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.samples import ConceptSample
 from omnifarm.concept.soft_tokens import SoftTokenLayout, SoftTokens
 from omnifarm.errors import NotFoundError, TrainingError
-from omnifarm.farm.worker import CHECKPOINTS
+from omnifarm.farm.records import CHECKPOINTS
 from omnifarm.store.memory import MemoryStore
 from omnifarm.training.checkpoint import load_lane
 from omnifarm.training.curves import loss_curve

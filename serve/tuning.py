@@ -17,8 +17,8 @@ from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import NotFoundError
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import CHECKPOINTS
 from omnifarm.farm.submission import Backbone, submit_concepts
-from omnifarm.farm.worker import CHECKPOINTS
 from omnifarm.store.base import Store
 from omnifarm.tenancy import TenantLimits
 from serve.documents import PREFIX as FOLDERS

@@ -1,5 +1,6 @@
 """`omnifarm concept`: check and import folders before training; list, show and delete what was learned."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -175,16 +176,74 @@ def list_concepts(store: StoreUrl, json: Json = False) -> None:
 
 
 @app.command()
+def history(
+    name: Annotated[str, typer.Argument(help="The concept's name, without angle brackets.")],
+    store: StoreUrl,
+    json: Json = False,
+) -> None:
+    """List every version of a learned concept, newest first: when, from what, with which recipe; and which is in use."""
+    from omnifarm.concept.repository import ConceptRepository
+    from omnifarm.store.open import open_store
+
+    repository = ConceptRepository(open_store(store))
+    in_use = repository.latest(name).version
+    manifests = repository.history(name)
+    if json:
+        print_json([{"in_use": one.version == in_use, **one.to_json()} for one in manifests])
+        return
+    table = Table("version", "in use", "created (UTC)", "data", "backbone", "steps", "training", box=None)
+    for one in manifests:
+        table.add_row(
+            one.version,
+            "yes" if one.version == in_use else "",
+            time.strftime("%Y-%m-%d %H:%M", time.gmtime(one.created_at_s)),
+            one.data_digest[:12],
+            one.fingerprint[:12],
+            str(one.recipe.get("steps", "?")),
+            f"{one.train_s:.0f} s",
+        )
+    results.print(table)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="The concept's name, without angle brackets.")],
+    version: Annotated[str, typer.Argument(help="The version to use, as `omnifarm concept history` lists it.")],
+    store: StoreUrl,
+) -> None:
+    """Use an older version of a concept from now on, until it is learned anew."""
+    from omnifarm.concept.repository import ConceptRepository
+    from omnifarm.store.open import open_store
+
+    manifest = ConceptRepository(open_store(store)).roll_back(name, version)
+    people.print(f"<{escape(name)}> is now version {manifest.version}")
+
+
+@app.command()
 def delete(
     name: Annotated[str, typer.Argument(help="The concept's name, without angle brackets.")],
     store: StoreUrl,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    json: Json = False,
 ) -> None:
-    """Delete every version of a learned concept from a store."""
-    from omnifarm.concept.repository import ConceptRepository
+    """Delete everything a store holds of a concept: every version, checkpoints, prepared pictures, job records.
+
+    The photographs stay where their owner keeps them. On a versioned bucket older versions go, too.
+    """
+    from omnifarm.clock import SystemClock
+    from omnifarm.farm.erasure import erase_concept
+    from omnifarm.farm.queue import JobQueue
     from omnifarm.store.open import open_store
 
     if not yes:
-        typer.confirm(f"Delete every version of <{name}> from {store}?", abort=True)
-    num_versions = ConceptRepository(open_store(store)).delete(name)
-    people.print(f"deleted {num_versions} versions of <{escape(name)}>")
+        typer.confirm(f"Delete everything of <{name}> from {store}?", abort=True)
+    opened = open_store(store)
+    report = erase_concept(name, store=opened, queue=JobQueue(opened, clock=SystemClock()))
+    if json:
+        print_json(report.to_json())
+        return
+    people.print(f"deleted {report.versions} versions of <{escape(name)}>, {report.objects} objects in all")
+    for url in report.untraced:
+        people.print(
+            f"its photographs are gone from {escape(url)}: pictures prepared from them may be left in prepared/"
+        )

@@ -179,6 +179,40 @@ def chaos(
         raise typer.Exit(1)
 
 
+@app.command()
+def simulate(
+    concepts: Annotated[int, typer.Option(min=1, help="Concepts queued at the start.")] = 1_000_000,
+    gpus: Annotated[int, typer.Option(min=8, help="Devices, in nodes of 8.")] = 2_000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per concept.")] = 2_000,
+    step_s: Annotated[float, typer.Option(min=0.001, help="Seconds of one step of a device with 8 lanes.")] = 1.0,
+    mtbf_h: Annotated[float, typer.Option(min=1, help="Mean device hours between failures.")] = 50_000.0,
+    preemption_h: Annotated[float, typer.Option(min=0.1, help="Mean hours until a spot node is taken away.")] = 24.0,
+    seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,
+    json: Json = False,
+) -> None:
+    """Run the farm's queue, planner and policies under a simulated clock, with failures and spot pre-emptions.
+
+    Exit code 1 unless every concept is committed exactly once. How long a step takes is an assumption to set.
+    """
+    from rich.progress import Progress
+
+    from omnifarm.farm.simulation import Simulation, SimulationConfig
+
+    config = SimulationConfig(
+        concepts=concepts, gpus=gpus, steps=steps, step_s=step_s, mtbf_h=mtbf_h, preemption_h=preemption_h, seed=seed
+    )
+    with Progress(console=people) as bar:
+        task = bar.add_task("committed", total=concepts)
+        report = Simulation(config, progress=lambda done: bar.update(task, completed=done)).run()
+    if json:
+        print_json(report)
+    else:
+        for name, value in report.items():
+            results.print(f"{name}: {value}")
+    if report["committed"] != concepts or report["committed_twice"]:
+        raise typer.Exit(1)
+
+
 def _queue(store: str) -> "JobQueue":
     from omnifarm.clock import SystemClock
     from omnifarm.farm.queue import JobQueue

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class _Bench:
 
     def __init__(self, loaded: LoadedBackbone, *, plan: ServePlan, folder: str) -> None:
         self._loaded, self._plan = loaded, plan
-        self._repository = ConceptRepository(LocalStore(folder))
+        self._repository = ConceptRepository(LocalStore(Path(folder)))
         self._concepts = {f"c{index}": _random_concept(loaded, index) for index in range(max(CONCURRENCIES))}
         for name, concept in self._concepts.items():
             _commit(self._repository, loaded, name, concept)

@@ -3,11 +3,14 @@
     artifacts/<name>/<version>/soft_tokens.safetensors
     artifacts/<name>/<version>/manifest.json             written last: an artifact without it does not exist
     artifacts/<name>/<version>/losses.parquet            every step's losses, for people; may be missing
+    artifacts/<name>/pinned.json                         the version to use until a newer one is committed; may be missing
 
 A version is the digest of what the concept was learned from, so the same job writes the same key. Committing is safe
 to repeat and to race: exactly one writer wins, and the others are told that it is done.
 """
 
+import contextlib
+import json
 import re
 from collections.abc import Sequence
 
@@ -34,8 +37,14 @@ MANIFEST_FILE = "manifest.json"
 """Name of the manifest's object."""
 CURVE_FILE = "losses.parquet"
 """Name of the loss curves' object."""
+PIN_FILE = "pinned.json"
+"""Name of the object that pins a concept to a version."""
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+# Spelled here because inside the class `list` is a method.
+_Manifests = Sequence[ArtifactManifest]
 
 
 class ConceptRepository:
@@ -93,18 +102,13 @@ class ConceptRepository:
         return sorted({name for name, _ in self._versions()})
 
     def list(self) -> list[ArtifactManifest]:
-        """Return the newest manifest of every concept, by name; damaged manifests are passed over."""
-        newest: dict[str, ArtifactManifest] = {}
+        """Return the manifest in use of every concept, by name; damaged manifests are passed over."""
+        by_name: dict[str, list[ArtifactManifest]] = {}
         for name, version in self._versions():
-            try:
-                manifest = self.manifest(name, version)
-            except (ArtifactError, NotFoundError):
-                # One damaged object must not hide every other concept; loading it by name says what is wrong.
-                continue
-            known = newest.get(name)
-            if known is None or _age(known) < _age(manifest):
-                newest[name] = manifest
-        return [newest[name] for name in sorted(newest)]
+            # One damaged object must not hide every other concept; loading it by name says what is wrong.
+            with contextlib.suppress(ArtifactError, NotFoundError):
+                by_name.setdefault(name, []).append(self.manifest(name, version))
+        return [self._in_use(by_name[name]) for name in sorted(by_name)]
 
     def versions(self, name: str) -> Sequence[ArtifactManifest]:
         """Return the manifests of every version of a concept, newest first; damaged ones are passed over."""
@@ -118,17 +122,48 @@ class ConceptRepository:
         return sorted(found, key=_age, reverse=True)
 
     def latest(self, name: str) -> ArtifactManifest:
-        """Return the newest manifest of a concept.
+        """Return the manifest in use: the newest, unless an older one was pinned since.
 
         Raises:
             NotFoundError: No version of it is committed.
             ArtifactError: A manifest is damaged.
         """
-        check_name(name)
-        manifests = [self.manifest(*key) for key in self._versions(name)]
+        manifests = self.history(name)
         if not manifests:
             raise NotFoundError(f"no learned concept named {name!r} in the store; train it first", concept=name)
-        return max(manifests, key=_age)
+        return self._in_use(manifests)
+
+    def history(self, name: str) -> _Manifests:
+        """Return the manifests of every version of a concept, newest first.
+
+        Raises:
+            ArtifactError: A manifest is damaged.
+        """
+        check_name(name)
+        return sorted((self.manifest(*key) for key in self._versions(name)), key=_age, reverse=True)
+
+    def roll_back(self, name: str, version: str) -> ArtifactManifest:
+        """Use this version of a concept from now on, until a newer one than those of today is committed.
+
+        Raises:
+            NotFoundError: It is not committed.
+        """
+        manifest = self.manifest(name, version)
+        newest = self.history(name)[0]
+        pin = {"version": version, "instead_of": newest.version}
+        self._store.put(f"{PREFIX}{name}/{PIN_FILE}", json.dumps(pin).encode())
+        return manifest
+
+    def _in_use(self, manifests: _Manifests) -> ArtifactManifest:
+        newest = max(manifests, key=_age)
+        if len(manifests) == 1:
+            return newest
+        try:
+            pin = json.loads(self._store.get(f"{PREFIX}{newest.name}/{PIN_FILE}").data)
+        except (NotFoundError, ValueError):
+            return newest
+        pinned = [one for one in manifests if one.version == pin.get("version")]
+        return pinned[0] if pinned and pin.get("instead_of") == newest.version else newest
 
     def manifest(self, name: str, version: str) -> ArtifactManifest:
         """Return the manifest of one version.

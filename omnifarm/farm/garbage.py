@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from omnifarm.concept.artifact import decode_manifest
-from omnifarm.concept.repository import MANIFEST_FILE, tensors_file
+from omnifarm.concept.repository import MANIFEST_FILE, TENSORS_FILE, tensors_file
 from omnifarm.concept.repository import PREFIX as ARTIFACTS
 from omnifarm.errors import ArtifactError, NotFoundError
 from omnifarm.farm.index import FAILED, LATER, READY, entry_of
 from omnifarm.farm.job import JobRecord
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.worker import CHECKPOINTS
+from omnifarm.farm.records import CHECKPOINTS
 from omnifarm.store.base import Store
 
 
@@ -89,4 +89,5 @@ def _unnamed(store: Store, keys: list[str]) -> list[str]:
                 named.add(key.removesuffix(MANIFEST_FILE) + tensors_file(manifest.tensors_digest))
             except (ArtifactError, NotFoundError):
                 named |= {other for other in keys if other.rpartition("/")[0] == key.rpartition("/")[0]}
-    return [key for key in keys if key not in named and not key.endswith(f"/{MANIFEST_FILE}") and key.count("/") == 3]
+    stem = TENSORS_FILE.partition(".")[0]
+    return [key for key in keys if key not in named and key.rpartition("/")[2].startswith(stem)]

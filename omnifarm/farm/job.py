@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
+from functools import lru_cache
 from typing import Any, Self
 
 from omnifarm.errors import FarmError
@@ -24,6 +25,7 @@ SCHEMA_VERSION = 2
 """Version of the record's JSON form."""
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 _SUBMISSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -85,8 +87,7 @@ class JobIdentity:
     @property
     def job_id(self) -> str:
         """32 hex digits over the three parts."""
-        text = json.dumps([self.spec_digest, self.recipe_digest, self.backbone_fingerprint])
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return _digest(self.spec_digest, self.recipe_digest, self.backbone_fingerprint)[:32]
 
     @property
     def pool(self) -> str:
@@ -96,7 +97,13 @@ class JobIdentity:
 
 def pool_of(*, recipe_digest: str, backbone_fingerprint: str) -> str:
     """Return the pool of jobs with this recipe on this backbone (see `JobIdentity.pool`)."""
-    return hashlib.sha256(json.dumps([recipe_digest, backbone_fingerprint]).encode()).hexdigest()[:16]
+    return _digest(recipe_digest, backbone_fingerprint)[:16]
+
+
+@lru_cache(maxsize=10_000)
+def _digest(*parts: str) -> str:
+    # As JSON, so that parts cannot flow into each other.
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,7 +196,7 @@ class JobRecord:
 
     def encode(self) -> bytes:
         """Return the record as UTF-8 JSON."""
-        return json.dumps(self.to_json(), ensure_ascii=False).encode()
+        return _ENCODER.encode(self.to_json()).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Self:

@@ -20,6 +20,9 @@ RECORDS = "jobs/"
 INDEX = "queue/"
 """Keys of all index entries begin with this."""
 
+CHECKPOINTS = "checkpoints/"
+"""Keys of all lane checkpoints begin with this."""
+
 _MAX_SWAPS = 100
 _MAX_REMEMBERED = 10_000
 _NUM_READERS = 16
@@ -50,7 +53,7 @@ class JobRecords:
         Raises:
             NotFoundError: There is no such job.
         """
-        found = self._store.get(_key(job_id))
+        found = self._store.get(record_key(job_id))
         return JobRecord.decode(found.data), found.etag
 
     def list(self, job_ids: Iterable[str] | None = None) -> _Records:
@@ -74,7 +77,7 @@ class JobRecords:
         """Write and file a new record, or return None when there is one under this id."""
         record = replace(record, placement=self._new_placement())
         try:
-            self._store.put(_key(record.job_id), record.encode(), if_none_match=True)
+            self._store.put(record_key(record.job_id), record.encode(), if_none_match=True)
         except PreconditionError:
             return None
         self._file(None, record)
@@ -127,7 +130,7 @@ class JobRecords:
             placement=self._new_placement() if is_moved else before.placement,
         )
         try:
-            etag = self._store.put(_key(before.job_id), after.encode(), if_match=etag)
+            etag = self._store.put(record_key(before.job_id), after.encode(), if_match=etag)
         except PreconditionError:
             self._versions.pop(before.job_id, None)
             return None
@@ -149,7 +152,7 @@ class JobRecords:
             record, _ = self.read(job_id)
             if not record.state.is_finished:
                 raise FarmError(f"job {record.name!r} is {record.state.value}; cancel it before it is forgotten")
-            self._store.delete(_key(job_id))
+            self._store.delete(record_key(job_id))
             entry = entry_of(record)
             if entry is not None:
                 self.index.delete(entry)
@@ -183,5 +186,11 @@ class JobRecords:
         return f"{self._chance.getrandbits(32):08x}"
 
 
-def _key(job_id: str) -> str:
+def record_key(job_id: str) -> str:
+    """Return where a job's record lies."""
     return f"{RECORDS}{job_id}.json"
+
+
+def checkpoint_key(job_id: str) -> str:
+    """Return where a job's lane is saved while it is trained."""
+    return f"{CHECKPOINTS}{job_id}.safetensors"

@@ -25,6 +25,7 @@ from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobRecord, LeaseLostError, pool_of
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import CHECKPOINTS, checkpoint_key
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import event
 from omnifarm.store.base import Store
@@ -35,9 +36,6 @@ from omnifarm.training.sharding import Turn
 from omnifarm.training.workbench import Finished, Workbench
 
 _logger = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints/"
-"""Keys of all lane checkpoints begin with this."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -99,6 +97,8 @@ class Worker:
         self._sets: dict[str, dict[str, ConceptSpec | ConceptError]] = {}
         self._looked_s = self._beat_s = self._saved_s = self._clock.monotonic_s()
         self._away_since_s: float | None = None
+        self._wait_s = self._settings.poll_s
+        self._is_drained = False
 
     def run(self) -> None:
         """Work until the pool has nothing left to do, by this worker or another, or until told to leave.
@@ -107,13 +107,13 @@ class Worker:
             StoreError: The store was away for longer than `patience_s`; the leases run out by themselves.
         """
         self._look()
-        while self._order is not Order.STOP and (self._held or self._over or not self._may_leave()):
+        while self._order is not Order.STOP and (self._held or self._over or not self._is_drained):
             if self._held:
                 self.step()
             elif self._workbench.trainer.idle_turn(is_finished=False) is Turn.WAITING:
                 self._clock.sleep_s(self._settings.poll_s)
             self._commit()
-            if self._clock.monotonic_s() - self._looked_s >= self._settings.poll_s:
+            if self._clock.monotonic_s() - self._looked_s >= self._wait_s:
                 self._look()
         self._hand_back()
         # The others of a sharded cell need this process until they are done, too.
@@ -128,10 +128,8 @@ class Worker:
             held.ended_s = self._clock.monotonic_s()
             self._over.append(held)
         self._metrics.count("omnifarm_steps_total", num_lanes)
+        self._heartbeat_if_due()
         now_s = self._clock.monotonic_s()
-        if now_s - self._beat_s >= self._settings.heartbeat_s:
-            self._beat_s = now_s
-            self._heartbeat()
         if now_s - self._saved_s >= self._settings.checkpoint_s:
             self._saved_s = now_s
             self._save()
@@ -151,15 +149,6 @@ class Worker:
         else:
             self._away_since_s = None
 
-    def _may_leave(self) -> bool:
-        """Whether there is nothing to wait for."""
-        if self._order is Order.DRAIN:
-            return True
-        is_drained = False
-        with self._patiently("looking for work"):
-            is_drained = self._queue.is_drained(self._pool)
-        return is_drained
-
     def _look(self) -> None:
         """Read the orders that stand, and take as many jobs as there are free lanes."""
         self._looked_s = self._clock.monotonic_s()
@@ -167,22 +156,27 @@ class Worker:
             # Our own leases may have run out while the store was away: renew them before we take them over ourselves.
             self._commit()
             self._heartbeat()
-        stop_at_s = self._settings.stop_at_s
         with self._patiently("reading orders"):
             self._order = self._control.present(cell=self._cell)
-        if stop_at_s is not None and self._clock.now_s() >= stop_at_s:
+        if self._settings.stop_at_s is not None and self._clock.now_s() >= self._settings.stop_at_s:
             self._order = Order.STOP
         free = self._settings.lanes - len(self._held)
-        if self._order is not Order.WORK or free < 1:
-            return
         records: list[JobRecord] = []
-        with self._patiently("leasing"):
-            records = self._queue.lease_next(self._id, pool=self._pool, ttl_s=self._settings.lease_s, max=free)
+        if self._order is Order.WORK and free:
+            with self._patiently("leasing"):
+                records = self._queue.lease_next(self._id, pool=self._pool, ttl_s=self._settings.lease_s, max=free)
         for record in records:
             self._metrics.count("omnifarm_lease_takeovers_total", float(record.attempts > 1))
             with self._patiently("beginning a lane"):
                 self._begin(record)
         self._metrics.gauge("omnifarm_lanes", len(self._held))
+        # A thousand workers without work must not keep the store busy.
+        longest_s = max(self._settings.poll_s, self._settings.lease_s / 4)
+        self._wait_s = self._settings.poll_s if records else min(2 * self._wait_s, longest_s)
+        self._is_drained = self._order is Order.DRAIN
+        if not self._held and not self._is_drained:
+            with self._patiently("looking for work"):
+                self._is_drained = self._queue.is_drained(self._pool)
 
     def _begin(self, record: JobRecord) -> None:
         """Make a lane of a leased job, or end the attempt with its reason."""
@@ -207,7 +201,7 @@ class Worker:
             self._held[lane.name] = _Held(record=record, spec=spec, lane=lane, saved_step=lane.step)
             event(_logger, "lane_started", concept=record.name, worker=self._id, step=lane.step, steps=record.num_steps)
             # Preparing the next job's pictures takes time in which nobody steps.
-            self._heartbeat()
+            self._heartbeat_if_due()
 
     def _spec(self, record: JobRecord) -> ConceptSpec:
         """Read a job's concept and check that everything is what the job was submitted for."""
@@ -276,6 +270,12 @@ class Worker:
         event(_logger, "concept_learned", concept=record.name, worker=self._id, first=is_first, train_s=lane.train_s)
         self._store.delete(checkpoint_key(record.job_id))
 
+    def _heartbeat_if_due(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s - self._beat_s >= self._settings.heartbeat_s:
+            self._beat_s = now_s
+            self._heartbeat()
+
     def _heartbeat(self) -> None:
         """Renew every lease, of lanes that train and of those not yet committed; let go whose lease is lost."""
         with self._patiently("renewing leases"):
@@ -328,11 +328,6 @@ class Worker:
             self._queue.fail(record, reason=reason, retryable=retryable, traceback=trace)
         except LeaseLostError as error:
             event(_logger, "late_failure_discarded", concept=record.name, worker=self._id, reason=str(error))
-
-
-def checkpoint_key(job_id: str) -> str:
-    """Return where a job's lane is saved while it is trained."""
-    return f"{CHECKPOINTS}{job_id}.safetensors"
 
 
 def _curve_key(record: JobRecord) -> str:

@@ -1,4 +1,4 @@
-"""How a worker works: numbers that a user may choose and that change nothing of what is learned."""
+"""How a worker works: numbers that a job passes to its cells."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,8 @@ class WorkerSettings:
     checkpoint_s: float = 30.0
     """Seconds of work that a crash may cost."""
     poll_s: float = 1.0
-    """Seconds between looks at the queue while there is nothing to train."""
+    """Seconds between looks at the queue while lanes are free; twice as long after every look in vain, up to a quarter
+    of a lease."""
     patience_s: float = 300.0
     """Seconds for which the store may be away before the worker gives up."""
     stop_at_s: float | None = None

@@ -97,6 +97,10 @@ class Store(Protocol):
         """Remove an object; safe to repeat, an absent object is no error."""
         ...
 
+    def erase(self, key: str) -> None:
+        """Remove an object and every older version of it that the store keeps; safe to repeat."""
+        ...
+
 
 def check_key(key: str) -> str:
     """Return `key` if every store can hold it.

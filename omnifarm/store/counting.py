@@ -66,6 +66,11 @@ class CountingStore:
         self._count("delete", key)
         self._store.delete(key)
 
+    def erase(self, key: str) -> None:
+        """See `Store.erase`."""
+        self._count("erase", key)
+        self._store.erase(key)
+
     def _count(self, kind: str, key: str) -> None:
         with self._lock:
             self.requests[kind] += 1

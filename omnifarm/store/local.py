@@ -89,6 +89,10 @@ class LocalStore:
             path.unlink()
             self._sync_folder(path.parent)
 
+    def erase(self, key: str) -> None:
+        """See `Store.erase`; there are no older versions here."""
+        self.delete(key)
+
     def _path(self, key: str) -> Path:
         check_key(key)
         path = self._root / key

@@ -72,6 +72,10 @@ class MemoryStore:
             if self._objects.pop(key, None) is not None:
                 self._keys.remove(key)
 
+    def erase(self, key: str) -> None:
+        """See `Store.erase`; there are no older versions here."""
+        self.delete(key)
+
     def _find(self, key: str) -> bytes:
         check_key(key)
         with self._lock:

@@ -188,6 +188,26 @@ class S3Store:
         except NotFoundError:
             return
 
+    def erase(self, key: str) -> None:
+        """See `Store.erase`; in a versioned bucket a plain delete only hides the object behind a marker."""
+        check_key(key)
+        whole = self._prefix + key
+        answer: Any = self._try(
+            lambda: self._client.list_object_versions(Bucket=self._bucket, Prefix=whole, MaxKeys=1000), key
+        )
+        for entry in [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]:
+            if entry["Key"] == whole:
+                self._delete_version(key, entry["VersionId"])
+        self.delete(key)
+        if answer.get("IsTruncated"):
+            self.erase(key)
+
+    def _delete_version(self, key: str, version: str) -> None:
+        with contextlib.suppress(NotFoundError):
+            self._try(
+                lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key, VersionId=version), key
+            )
+
     def _written_by(self, key: str, mark: str) -> str | None:
         """Return the etag if the present version is the one this very write made, else None."""
         try:

@@ -13,8 +13,9 @@ from omnifarm.errors import ConfigError, StoreError
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import CHECKPOINTS
 from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
-from omnifarm.farm.worker import CHECKPOINTS, Worker
+from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.base import Object
 from omnifarm.store.memory import MemoryStore
@@ -238,7 +239,7 @@ def test_a_store_that_is_away_for_a_while_stops_no_training(
         clock.advance_s(5)
         worker.step()
         worker._commit()
-    assert queue_state(store, queue) == {"ada": JobState.RUNNING}
+    assert queue_state(store, queue) == {"ada": JobState.LEASED}
     clock.advance_s(61)
     with pytest.raises(StoreError, match="away"):
         worker._commit()
