@@ -22,5 +22,7 @@ def build_api(services: Services) -> FastAPI:
     for routes in (chat, images, files, tuning, concepts, operations, studio):
         api.include_router(routes.router)
     errors.install(api)
-    api.add_middleware(Edge, metrics=services.metrics)
+    api.add_middleware(
+        Edge, metrics=services.metrics, replica=services.replica, is_behind_proxy=services.is_behind_proxy
+    )
     return api

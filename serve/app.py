@@ -44,7 +44,7 @@ class OmniFarm:
         self._handle = (context.deployment, context.app_name)
         # Only held, so that both are one application.
         self._trainer = trainer
-        self._services: Services = build_services(settings, peers=self._expositions)
+        self._services: Services = build_services(settings, peers=self._expositions, replica=self._replica)
         event(_LOG, "replica_ready", backbone=settings.backbone, fingerprint=self._services.engine.fingerprint)
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -24,12 +24,13 @@ from serve.spaces import Spaces
 from serve.training import ConceptTrainer
 
 
-def build_services(settings: ServeSettings, *, peers: Peers | None = None) -> Services:
+def build_services(settings: ServeSettings, *, peers: Peers | None = None, replica: str = "0") -> Services:
     """Load the backbone, open the store, start the engine.
 
     Args:
         settings: The replica's settings.
-        peers: Returns the metrics of every replica; None knows of this one only.
+        peers: Returns the metrics of every replica behind Ray Serve's proxy; None where there is neither.
+        replica: Name of this one.
 
     Raises:
         OmniFarmError: The backbone or the store cannot be used; the replica does not start.
@@ -52,7 +53,7 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None) -> Se
     metrics.registry.register(EngineFigures(engine))
 
     async def this_one() -> list[tuple[str, str]]:
-        return [("0", metrics.text())]
+        return [(replica, metrics.text())]
 
     return Services(
         settings=settings,
@@ -68,6 +69,8 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None) -> Se
         metrics=metrics,
         http=httpx.AsyncClient(),
         peers=peers or this_one,
+        replica=replica,
+        is_behind_proxy=peers is not None,
     )
 
 

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnifarm.logs import event
 from serve.metrics import Metrics
+from serve.proxy import REPLICA_HEADER
 
 _LOG = logging.getLogger("omnifarm.access")
 _ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
@@ -27,11 +28,15 @@ class Edge:
     Args:
         app: What it is put around.
         metrics: Where requests are counted.
+        replica: Named in every answer.
+        is_behind_proxy: Whether Ray Serve's proxy gives requests their ids, and puts them into answers itself.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, replica: str, is_behind_proxy: bool) -> None:
         self._app = app
         self._metrics = metrics
+        self._replica = replica.encode()
+        self._is_behind_proxy = is_behind_proxy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -51,8 +56,10 @@ class Edge:
         async def marking_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
-                headers = [pair for pair in message.get("headers", []) if pair[0].lower() != b"x-request-id"]
-                message = {**message, "headers": [*headers, (b"x-request-id", request_id.encode())]}
+                headers = [*message.get("headers", []), (REPLICA_HEADER, self._replica)]
+                if not self._is_behind_proxy:
+                    headers.append((b"x-request-id", request_id.encode()))
+                message = {**message, "headers": headers}
             elif message["type"] == "http.response.body":
                 seen["sent"] += len(message.get("body", b""))
             await send(message)

@@ -1,8 +1,9 @@
 """Counts and times of one replica for Prometheus, and the exposition of all replicas together."""
 
+import os
 from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -16,6 +17,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        # Memory and open files of the replica: what a leak would show in.
+        ProcessCollector(registry=self.registry)
+        Gauge("omnifarm_replica_pid", "Process id of the replica on its node.", registry=self.registry).set(os.getpid())
         self.requests = Counter(
             "omnifarm_http_requests", "HTTP requests.", ["route", "method", "status"], registry=self.registry
         )

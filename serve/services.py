@@ -57,6 +57,10 @@ class Services:
     """For pictures behind URLs."""
     peers: Peers
     """The metrics of every replica."""
+    replica: str
+    """This one's name."""
+    is_behind_proxy: bool
+    """Whether requests come through Ray Serve's proxy."""
 
     def space(self, caller: Caller) -> Space:
         """The caller's own part of the store."""

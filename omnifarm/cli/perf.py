@@ -146,3 +146,38 @@ def serve(
         f"replay: {report['replay_s']['unified']} s in one call, {report['replay_s']['sequential']} s in three"
     )
     results.print(f"throughput lost with {residents} concepts in memory: {report['resident_10k_loss']:.1%}")
+
+
+@app.command()
+def load(
+    key: Annotated[list[str], typer.Option("--key", help="A tenant's key with every scope; repeat it per tenant.")],
+    url: Annotated[str, typer.Option(help="Where the server listens.")] = "http://127.0.0.1:8000",
+    seconds: Annotated[float, typer.Option(min=1, help="Length of the run.")] = 600.0,
+    calibrate_s: Annotated[float, typer.Option(min=1, help="Seconds of full load, to find the capacity.")] = 30.0,
+    share: Annotated[float, typer.Option(min=0.01, max=1.5, help="Of the capacity.")] = 0.8,
+    steps: Annotated[int, typer.Option(min=2, help="Denoising steps of a picture.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of everything drawn by lot.")] = 0,
+    kill_replica: Annotated[
+        bool, typer.Option("--kill-replica", help="Kill a replica midway; it must run on this machine.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Load a server with mixed traffic, 5 % of it leaving early and 5 % hostile, and check every answer."""
+    from omnifarm.cli.perf_load import load_server
+
+    report = load_server(
+        url,
+        keys=key,
+        seconds=seconds,
+        calibrate_s=calibrate_s,
+        share=share,
+        steps=steps,
+        seed=seed,
+        is_killing=kill_replica,
+    )
+    if json:
+        print_json(report)
+    else:
+        results.print_json(data=report)
+    if not report["passed"]:
+        raise typer.Exit(1)

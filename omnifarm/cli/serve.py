@@ -41,6 +41,9 @@ def serve(
         "OMNIFARM_STORE": str(Path(store).resolve()) if local else store,
         "OMNIFARM_BACKBONE": backbone,
         "OMNIFARM_ACCESS": "keys" if keys else "owner",
+        # The proxy's own refusals get the shape of ours; it must find them wherever it runs.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(checkout), os.environ.get("PYTHONPATH")])),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }

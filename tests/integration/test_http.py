@@ -20,6 +20,7 @@ import yaml
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from omnifarm.cli.perf_load import load_server
 from omnifarm.clock import SystemClock
 from omnifarm.store.open import open_store
 from omnifarm.tenancy import Accounts, TenantLimits
@@ -37,8 +38,7 @@ class Served:
 
     url: str
     key: str
-    log: Path
-    process: psutil.Process
+    other_key: str
 
     def http(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.key}"}
@@ -57,9 +57,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """`serve run` of the real serve.yaml on a free port of loopback, ended by process id."""
     store = tmp_path_factory.mktemp("store")
     accounts = Accounts(open_store(str(store)), clock=SystemClock())
-    accounts.create("acme", limits=TenantLimits(requests_per_minute=6000, max_concurrent=64))
-    key = accounts.add_key("acme")
-    commit(open_store(f"{store}/tenants/acme"), "maeve", seed=1)
+    keys = []
+    for tenant, seed in (("acme", 1), ("globex", 2)):
+        accounts.create(tenant, limits=TenantLimits(requests_per_minute=60_000, max_concurrent=64))
+        keys.append(accounts.add_key(tenant))
+        commit(open_store(f"{store}/tenants/{tenant}"), "maeve", seed=seed)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -87,6 +89,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "RAY_AUTH_MODE": "disabled",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares",
     }
     command = [sys.executable, "-m", "ray.serve.scripts", "run", str(work / "serve.yaml")]
     log_path = work / "log"
@@ -103,7 +106,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the server did not start: {log_path.read_text(errors='replace')[-3000:]}")
             time.sleep(0.5)
-        yield Served(url=address, key=key, log=log_path, process=family[0])
+        yield Served(url=address, key=keys[0], other_key=keys[1])
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             family += family[0].children(recursive=True)
@@ -213,6 +216,22 @@ def test_an_announced_length_is_not_trusted(client: httpx.Client) -> None:
 
     reply = client.post("/v1/chat/completions", content=chunks(), headers={"Content-Type": "application/json"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_a_replica_that_is_killed_under_load_costs_nobody_a_wrong_answer(served: Served) -> None:
+    report = load_server(
+        served.url,
+        keys=[served.key, served.other_key],
+        seconds=12,
+        calibrate_s=3,
+        share=0.5,
+        steps=4,
+        seed=0,
+        is_killing=True,
+    )
+    assert report["passed"], report
+    assert report["outcomes"]["of_another_tenant"] == 0
+    assert sum(report["hostile_by_status"].values()) > 0
 
 
 def test_the_log_holds_one_line_for_a_request(served: Served, client: httpx.Client) -> None:

@@ -1,0 +1,55 @@
+"""The load command finds what it looks for, and nothing on a sound server."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from omnifarm.cli.perf_load import Canary, Traffic, fingerprint, load_server
+from omnifarm.errors import ServingError
+from tests.integration.serve.conftest import Server
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def keys(server: Server) -> list[str]:
+    return [server.key("acme"), server.key("globex")]
+
+
+def test_a_sound_server_passes(server: Server, keys: list[str]) -> None:
+    report = load_server(server.url, keys=keys, seconds=5, calibrate_s=2, share=0.8, steps=3, seed=1, is_killing=False)
+    assert report["passed"], report
+    assert report["slots_left"] == 0
+    assert {"p50", "p99"} == set(report["latency_s"]["question"])
+
+
+def test_an_answer_of_another_tenant_is_recognised(server: Server, keys: list[str]) -> None:
+    async def judged() -> list[str]:
+        traffic = Traffic(server.url, keys=keys, steps=3, seed=0)
+        async with traffic.http:
+            await traffic.prepare()
+            mine, theirs = traffic.canaries["drawing"]
+            replies = [await traffic._post(one) for one in (mine, theirs)]
+            strange = httpx.Response(200, json={"data": [{"b64_json": "AAAA"}]})
+            broken = httpx.Response(500, json={})
+            refused = httpx.Response(503, headers={"Retry-After": "1"}, json={})
+            answers = (*replies, strange, broken, refused, httpx.Response(503, json={}))
+            return [traffic._judge(mine, answer) for answer in answers]
+
+    assert asyncio.run(judged()) == [
+        "right", "of_another_tenant", "changed", "server_error", "refused", "server_error",
+    ]  # fmt: skip
+
+
+def test_tenants_that_could_not_be_told_apart_are_refused(server: Server, keys: list[str]) -> None:
+    with pytest.raises(ServingError, match="different concepts"):
+        load_server(
+            server.url, keys=[keys[0]] * 2, seconds=1, calibrate_s=1, share=0.8, steps=3, seed=0, is_killing=False
+        )
+
+
+def test_only_what_was_said_counts() -> None:
+    reply = {"id": "a", "choices": [{"message": {"content": "yes"}}]}
+    assert fingerprint(reply) == fingerprint({**reply, "id": "b"})
+    assert Canary(tenant=0, kind="question", path="/", content={}).expected == ""
