@@ -19,7 +19,8 @@ from omnifarm.concept.soft_tokens import SoftTokenLayout, SoftTokens
 from omnifarm.errors import NotFoundError, TrainingError
 from omnifarm.farm.worker import CHECKPOINTS
 from omnifarm.store.memory import MemoryStore
-from omnifarm.training.checkpoint import load_lane, loss_curve
+from omnifarm.training.checkpoint import load_lane
+from omnifarm.training.curves import loss_curve
 from serve.spaces import Space, Spaces
 from serve.tuning import Job
 
