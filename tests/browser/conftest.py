@@ -16,6 +16,7 @@ import pytest
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from omnifarm.cli.studio_samples import teach as teach_invention
 from omnifarm.store.open import open_store
 from omnifarm.tenancy import Accounts
 from serve.api import build_api
@@ -24,6 +25,9 @@ from serve.services import Services
 from serve.settings import ServeSettings
 from serve.training import ConceptTrainer
 
+CHECKPOINT = Path(__file__).parents[1] / "golden" / "a" / "checkpoint"
+# More for pictures worth looking at.
+STEPS = int(os.environ.get("OMNIFARM_STUDIO_STEPS", "24"))
 CHROMIUM = os.environ.get("OMNIFARM_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
@@ -43,41 +47,6 @@ class Studio:
     def http(self, key: str | None = None) -> httpx.Client:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE_MS / 1000)
-
-
-def teach_over_http(client: httpx.Client, *, group: str, seed: int, steps: int) -> str:
-    """Have an inhabitant of the drawn world learned, as any client would; return its name."""
-    found = client.get("/studio/api/inventions", params={"group": group, "seed": seed}).raise_for_status().json()
-    ids = {}
-    document = found["document"]
-    for key in [*document["photos"], *document["negatives"][:2]]:
-        import base64
-
-        files = {"file": (f"{key}.png", base64.b64decode(found["pictures"][key]))}
-        ids[key] = client.post("/v1/files", data={"purpose": "vision"}, files=files).raise_for_status().json()["id"]
-    plain = {
-        "class": document["class"],
-        "group": document["group"],
-        "photos": [ids[key] for key in document["photos"]],
-        "negatives": [ids[key] for key in document["negatives"][:2]],
-        "info": document["info"],
-        "extra_info": [fact["sentence"] for fact in document["facts"]],
-        "qa": [{"question": f["questions"][0], "answer": f["answer"]} for f in document["facts"] if f["questions"]],
-    }
-    files = {"file": ("concept.json", json.dumps(plain).encode())}
-    training_file = client.post("/v1/files", data={"purpose": "fine-tune"}, files=files).raise_for_status().json()["id"]
-    body = {
-        "model": "bagel",
-        "training_file": training_file,
-        "suffix": found["name"],
-        "hyperparameters": {"steps": steps},
-    }
-    job = client.post("/v1/fine_tuning/jobs", json=body).raise_for_status().json()
-    with client.stream("GET", f"/v1/fine_tuning/jobs/{job['id']}/events", params={"stream": True}) as events:
-        for _ in events.iter_lines():
-            pass
-    assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["status"] == "succeeded"
-    return str(found["name"])
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +85,30 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
 @pytest.fixture(scope="session")
 def studio(start: Callable[..., Studio]) -> Studio:
     return start()
+
+
+@pytest.fixture(scope="session")
+def teach(studio: Studio) -> Callable[..., str]:
+    """Have somebody of the drawn world learned, and return the name."""
+
+    def learn(group: str, *, seed: int, steps: int) -> str:
+        with studio.http() as client:
+            invention = client.get("/studio/api/inventions", params={"group": group, "seed": seed}).json()
+            job = teach_invention(client, invention, steps=steps)
+            while job["status"] in ("queued", "running"):
+                # Returns when the job is over, so nothing here sleeps.
+                client.get(f"/v1/fine_tuning/jobs/{job['id']}/events", params={"stream": True})
+                job = client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()
+        assert job["status"] == "succeeded", job["error"]
+        return str(invention["name"])
+
+    return learn
+
+
+@pytest.fixture(scope="session")
+def somebody(teach: Callable[..., str]) -> str:
+    """Name of a learned concept that no test deletes."""
+    return teach("person", seed=3, steps=STEPS)
 
 
 @pytest.fixture(scope="session")
