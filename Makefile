@@ -11,7 +11,7 @@ export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER := 0
 # DeepSpeed would otherwise try to compile kernels at install time.
 export DS_BUILD_OPS := 0
 
-.PHONY: help setup demo test check perf clean
+.PHONY: help setup demo studio test check perf clean
 
 help:  ## Say what each command does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -27,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## Learn several concepts on a local cluster and show them (CONCEPTS=folder for your own)
 	$(BIN)/omnifarm demo run $(if $(CONCEPTS),--concepts "$(CONCEPTS)") $(DEMO_FLAGS)
+
+studio: $(STAMP)  ## Open the studio: teach, ask, draw and edit in the browser (BACKBONE=folder for photographs)
+	$(BIN)/omnifarm studio $(if $(BACKBONE),--backbone "$(BACKBONE)") $(STUDIO_FLAGS)
 
 test: $(STAMP)  ## Run every test
 	$(BIN)/python -m pytest $(TEST_FLAGS)

@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
-from omnifarm.cli import backbone, concept, demo, farm, miniature, perf, serve, tenant, train
+from omnifarm.cli import backbone, concept, demo, farm, miniature, perf, serve, studio, tenant, train
 from omnifarm.errors import OmniFarmError
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ app.add_typer(backbone.app, name="backbone", help="Inspect a backbone and hold i
 app.add_typer(miniature.app, name="miniature", help="The embedded drawn world: write fresh concepts to learn.")
 app.add_typer(perf.app, name="perf", help="Measure speed as ratios, side by side.")
 app.command(name="serve")(serve.serve)
+app.command(name="studio")(studio.studio)
 
 
 def run() -> None:

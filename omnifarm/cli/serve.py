@@ -30,6 +30,22 @@ def serve(
     The same as `serve run serve.app:app` with `OMNIFARM_STORE`, `OMNIFARM_BACKBONE` and `OMNIFARM_ACCESS` set. Without
     `--keys` every request from this machine acts for the whole store.
     """
+    program, environment = serving(store, backbone=backbone, keys=keys)
+    people.print("starting; the endpoints will be described at http://127.0.0.1:8000/docs, the studio is at /studio")
+    raise typer.Exit(subprocess.call(program, env=environment))
+
+
+def serving(store: str, *, backbone: str, keys: bool) -> tuple[list[str], dict[str, str]]:
+    """Return the command line that serves a store on this machine, and its environment.
+
+    Args:
+        store: `s3://bucket/prefix` or a local folder.
+        backbone: `miniature`, a checkpoint folder or a hub id.
+        keys: Whether every request needs a tenant's key.
+
+    Raises:
+        ConfigError: The current folder is no checkout.
+    """
     checkout = Path.cwd()
     if not (checkout / "serve" / "app.py").is_file():
         raise ConfigError(
@@ -52,6 +68,4 @@ def serve(
         # later cluster of theirs would demand it.
         environment.setdefault("RAY_AUTH_MODE", "token")
         environment.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    people.print("starting; the endpoints will be described at http://127.0.0.1:8000/docs")
-    program = [sys.executable, "-m", "ray.serve.scripts", "run", "serve.app:app"]
-    raise typer.Exit(subprocess.call(program, env=environment))
+    return [sys.executable, "-m", "ray.serve.scripts", "run", "serve.app:app"], environment

@@ -19,7 +19,7 @@ export function teachPage({ about }) {
   let group = "pet";
   let lastName = "";
   const identifier = () => `<${name.value.trim() || "name"}>`;
-  const running = h("div", { className: "stack" });
+  const running = h("div", { className: "stack running" });
   const told = h("div", { className: "stack" });
   const ready = h("p", { className: "ready", role: "status" });
   const start = h("button", { className: "primary", type: "submit" }, "Start teaching");
@@ -104,13 +104,14 @@ export function teachPage({ about }) {
   const welcome = about.world && h("div", { className: "message good stack tight" },
     h("div", {}, h("strong", {}, "No photos at hand?"), "This server runs the miniature, which knows a small drawn world and no photographs. Meet somebody from that world:"), inventions, gift);
 
+  const sheet = (title, words, ...content) => h("section", { className: "sheet" },
+    h("header", {}, h("h2", {}, title), h("p", { className: "small soft" }, words)), h("div", { className: "stack" }, content));
   const form = h("form", { className: "teach", noValidate: true, onsubmit: submit },
-    h("section", { className: "sheet" }, h("header", {}, h("h2", {}, "Photos"), h("p", { className: "small soft" }, "What it looks like.")), welcome, photos.element, fold("Pictures of others (they teach it to say no)", others.element)),
-    h("section", { className: "sheet" }, h("header", {}, h("h2", {}, "Name"), h("p", { className: "small soft" }, "What you call it.")),
-      h("div", {}, groups), h("div", { className: "pair" }, nameField, h("div", {}, field("In one word, it is a", noun), nouns)),
-      field("How it looks, in one sentence", looks)),
-    h("section", { className: "sheet" }, h("header", {}, h("h2", {}, "Facts"), h("p", { className: "small soft" }, "What no photo shows. It remembers them when you ask or draw.")),
-      facts.element, about.world && h("p", { className: "hint" }, `Places of this world: ${about.world.places.join(", ")}.`),
+    sheet("Photos", "What it looks like.", welcome, photos.element, fold("Pictures of others (they teach it to say no)", others.element)),
+    sheet("Name", "What you call it.", groups,
+      h("div", { className: "pair" }, nameField, h("div", {}, field("In one word, it is a", noun), nouns)), field("How it looks, in one sentence", looks)),
+    sheet("Facts", "What no photo shows. It remembers them when you ask or draw.", facts.element,
+      about.world && h("p", { className: "hint" }, `Places of this world: ${about.world.places.join(", ")}.`),
       fold("Advanced", h("div", { className: "pair" }, field("Training steps", steps, { hint: "Fewer are quicker and learn less." })))),
     h("div", { className: "finish" }, ready, start));
   const element = h("div", {}, h("h1", {}, "Teach it something of yours"), h("p", { className: "lead" }, "About ten photos and a few facts. The model itself stays as it is; what it learns is one small file that is yours."), running, form, told);
