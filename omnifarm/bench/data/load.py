@@ -14,7 +14,7 @@ from pathlib import Path
 from omnifarm.bench.data.items import build_benchmark
 from omnifarm.bench.data.prompts import PROMPTS
 from omnifarm.bench.tasks import Benchmark, Sizes
-from omnifarm.concept.datasets.load import load_concepts, load_held_out
+from omnifarm.concept.datasets.load import load_concepts, load_held_out, split_layout
 from omnifarm.concept.sources import open_source
 from omnifarm.concept.spec import PLACEHOLDER, ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError
@@ -100,7 +100,7 @@ def _read(url: str, *, sizes: Sizes) -> Benchmark:
 
 
 def _prompts(url: str) -> Mapping[str, Sequence[str]]:
-    source = open_source(url.split("+", 1)[1] if re.match(r"[a-z+]+\+", url) else url)
+    source = open_source(split_layout(url)[1])
     if PROMPTS_FILE not in source.paths():
         return PROMPTS
     try:
