@@ -9,7 +9,6 @@ cannot be learned fails alone; the exit code is then 1.
 
 import hashlib
 import secrets
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,8 +16,8 @@ from rich.markup import escape
 
 from omnifarm.cli.job_progress import announce, say, showing_progress, summarise
 from omnifarm.cli.output import json_object, people
+from omnifarm.cli.places import resolve_place
 from omnifarm.clock import SystemClock
-from omnifarm.concept.datasets.load import split_layout
 from omnifarm.errors import ConfigError, OmniFarmError
 from omnifarm.farm import ray_cluster
 from omnifarm.farm.cells import CellFleet, FleetPlan
@@ -81,7 +80,7 @@ def main(
             **json_object(recipe, what="--recipe"),
         }
         max_cells = _number_of_cells(cells)
-        url, place = _resolve(store, what="--store"), _resolve(concepts, what="--concepts")
+        url, place = resolve_place(store, what="--store"), resolve_place(concepts, what="--concepts")
         opened = open_store(url)
         probe_conditional_writes(opened)
         queue = JobQueue(opened, clock=clock)
@@ -184,24 +183,6 @@ def _number_of_cells(text: str) -> int | None:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"--cells must be auto or a number of at least 1, found {text!r}")
     return int(text)
-
-
-def _resolve(url: str, *, what: str) -> str:
-    """Return a URL or an absolute path: workers run in other folders than this program."""
-    layout, url = split_layout(url)
-    if layout:
-        return f"{layout}+{_resolve(url, what=what)}"
-    if "://" in url or url.startswith(("memory:", "file:", "s3:")):
-        if url.startswith("memory:"):
-            raise ConfigError(f"{what}: memory: is seen by one process only; give a folder or s3://bucket/prefix")
-        return url
-    path = Path(url).expanduser()
-    if not path.is_absolute() and "working_dir_files" in Path.cwd().parts:
-        raise ConfigError(
-            f"{what} {url!r} is relative, but a submitted job runs in Ray's copy of the working directory, which is "
-            f"deleted later: give an absolute path or s3://..."
-        )
-    return str(path.resolve())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
-from omnifarm.cli import backbone, concept, demo, farm, miniature, perf, serve, studio, tenant, train
+from omnifarm.cli import backbone, bench, concept, demo, farm, miniature, perf, serve, studio, tenant, train
 from omnifarm.errors import OmniFarmError
 
 app = typer.Typer(
@@ -34,6 +34,7 @@ app.add_typer(farm.app, name="farm", help="See what the farm is doing.")
 app.add_typer(tenant.app, name="tenant", help="Who may use a server: tenants and their keys.")
 app.add_typer(backbone.app, name="backbone", help="Inspect a backbone and hold it to golden vectors.")
 app.add_typer(miniature.app, name="miniature", help="The embedded drawn world: write fresh concepts to learn.")
+app.add_typer(bench.app, name="bench", help="Score concepts on OmniPBench: the paper's table, measured.")
 app.add_typer(perf.app, name="perf", help="Measure speed as ratios, side by side.")
 app.command(name="serve")(serve.serve)
 app.command(name="studio")(studio.studio)

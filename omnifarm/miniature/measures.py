@@ -97,7 +97,7 @@ def measure_replay(concept: BenchmarkConcept, system: System, judge: Judge) -> M
         drawn = [system.draw(one.request, replay=replay, seed=i) for i, one in enumerate(concept.replays)]
         readings = judge.read(np.stack(drawn))
         values[name] = _mean(
-            [_shows_fact(r, one.kind, concept.facts) for r, one in zip(readings, concept.replays, strict=True)]
+            [shows_fact(r, one.kind, concept.facts) for r, one in zip(readings, concept.replays, strict=True)]
         )
         pictures[name] = drawn
     return Measured(values=values, pictures=pictures)
@@ -144,14 +144,8 @@ def measure_edits(concept: BenchmarkConcept, system: System, judge: Judge) -> Me
 def edit_is_done(reading: Reading, case: EditCase, identity: Identity) -> bool:
     """Say whether everything that differs between source and target reads as in the target, identity kept."""
     source, target = case.source, case.edit.target
-    before, after = _setting(source), _setting(target)
-    seen = {
-        "place": reading.place,
-        "light": reading.light,
-        "style": reading.style,
-        "item": reading.item,
-        "count": len(reading.subjects),
-    }
+    before, after = setting_of(source), setting_of(target)
+    seen = setting_of(reading)
     if any(before[name] != after[name] and seen[name] != after[name] for name in before):
         return False
     index = source.index_of(identity)
@@ -196,13 +190,15 @@ def _best(reading: Reading, identity: Identity) -> float:
     return max((subject.agreement(identity) for subject in reading.subjects), default=0.0)
 
 
-def _shows_fact(reading: Reading, kind: str, facts: Facts) -> bool:
+def shows_fact(reading: Reading, kind: str, facts: Facts) -> bool:
+    """Say whether a picture shows the fact of one of `FACT_KINDS`."""
     if kind == "home":
         return reading.place == facts.home
     return reading.item == (facts.toy if kind == "toy" else facts.friend)
 
 
-def _setting(scene: Scene) -> dict[str, object]:
+def setting_of(scene: Scene | Reading) -> dict[str, object]:
+    """Return what a scene, or a reading of it, shows besides how its subjects look and stand."""
     return {
         "place": scene.place,
         "light": scene.light,

@@ -1,0 +1,1 @@
+"""From a data folder to the list of everything that is asked."""

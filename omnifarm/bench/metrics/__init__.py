@@ -1,0 +1,1 @@
+"""From replies to numbers, one measure a module; none of them knows who replied."""

@@ -1,0 +1,1 @@
+"""A finished run as a page, a text and a table file."""

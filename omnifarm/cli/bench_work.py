@@ -1,0 +1,166 @@
+"""The work of a benchmark run, in pieces that travel as plain values: train a set of concepts, ask a share of them.
+
+`LocalWork` does it in processes of this machine; a cluster's version stands in `jobs/run_benchmark.py`. Both only
+start the functions below, which go on from whatever the store already holds.
+"""
+
+import multiprocessing
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.bench.asking import ask_all
+from omnifarm.bench.data.load import BenchData, load_benchmark
+from omnifarm.bench.plan import RunPlan
+from omnifarm.bench.replies import ReplyFile
+from omnifarm.bench.rows import ROWS, Row
+from omnifarm.bench.system import System
+from omnifarm.cli.bench_systems import LearnedSystem, PromptedSystem, ShuffledSystem
+from omnifarm.clock import SystemClock
+from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.submission import Backbone, submit_concepts
+from omnifarm.farm.worker import run_worker
+from omnifarm.farm.worker_settings import WorkerSettings
+from omnifarm.store.base import Store
+from omnifarm.store.open import open_store
+from omnifarm.training.workbench import DTYPES
+
+LANES = 4
+"""Concepts a worker trains side by side, in one forward."""
+
+
+class Work(Protocol):
+    """Where the work is done."""
+
+    def train(self, *, store_url: str, backbone: str, num_jobs: int, recipe: TrainingRecipe) -> None:
+        """Finish the jobs of a store, `num_jobs` of one recipe; returns when every one is committed or failed."""
+
+    def ask(self, shares: Sequence[Mapping[str, Any]]) -> None:
+        """Run `ask_share` on each of the shares."""
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that work at once."""
+
+
+class LocalWork:
+    """Work in processes of this machine; one worker works in this very process.
+
+    Args:
+        workers: Processes.
+    """
+
+    def __init__(self, *, workers: int) -> None:
+        self._workers = workers
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that work at once."""
+        return self._workers
+
+    def train(self, *, store_url: str, backbone: str, num_jobs: int, recipe: TrainingRecipe) -> None:
+        """See `Work.train`."""
+        values = {"store": store_url, "backbone": backbone, "recipe": recipe.to_json()}
+        # A worker trains several lanes at once, so few jobs need few workers.
+        workers = min(self._workers, -(-num_jobs // 2))
+        self._each(train_share, [{**values, "threads": self._workers // workers}] * workers)
+
+    def ask(self, shares: Sequence[Mapping[str, Any]]) -> None:
+        """See `Work.ask`."""
+        self._each(ask_share, shares)
+
+    def _each(self, do: Any, shares: Sequence[Mapping[str, Any]]) -> None:
+        if self._workers == 1:
+            for share in shares:
+                do(share)
+            return
+        with ProcessPoolExecutor(self._workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for _ in pool.map(do, shares):
+                pass
+
+
+def submit(data: str, *, store: Store, backbone: Backbone, concepts: Sequence[str]) -> list[str]:
+    """Write the job records of a training; return the ids of those that are not finished."""
+    records = submit_concepts(data, queue=JobQueue(store, clock=SystemClock()), backbone=backbone, only=concepts)
+    return [record.job_id for record in records if not record.state.is_finished]
+
+
+def train_share(values: Mapping[str, Any]) -> None:
+    """Work as one of the workers of a training until its jobs are finished."""
+    _use_threads(values.get("threads"))
+    run_worker(
+        f"bench-{uuid.uuid4().hex[:8]}",
+        store_url=values["store"],
+        backbone=values["backbone"],
+        recipe=TrainingRecipe.from_json(values["recipe"]),
+        settings=WorkerSettings(lanes=LANES, lanes_per_pack=LANES, poll_s=0.2),
+    )
+
+
+def ask_share(values: Mapping[str, Any]) -> int:
+    """Ask one row about some concepts, whatever is missing; return how many items were asked.
+
+    Args:
+        values: `plan` (JSON), `data` (URL), `row`, `seed`, `concepts`, `store` (URL), `training` (key of the
+            training's store, empty for rows that learn nothing), `device`.
+    """
+    _use_threads(values.get("threads"))
+    plan = RunPlan.from_json(values["plan"])
+    row = ROWS[values["row"]]
+    loaded = _loaded(plan.backbone, values.get("device", "cpu"))
+    system = system_of(row, loaded, training_url=_below(values["store"], values["training"]), seed=values["seed"])
+    return ask_all(
+        system,
+        _data(values["data"], plan).benchmark,
+        ReplyFile(open_store(values["store"]), prefix=plan.replies_key(row, seed=values["seed"])),
+        tasks=row.tasks,
+        base_seed=values["seed"],
+        concepts=values["concepts"],
+    )
+
+
+def system_of(row: Row, loaded: LoadedBackbone, *, training_url: str, seed: int) -> System:
+    """Return the system behind a row on our backbone."""
+    if row.kind == "prompted":
+        return PromptedSystem(loaded, row=row)
+    store = open_store(training_url)
+    if row.kind == "shuffled":
+        return ShuffledSystem(loaded, store=store, row=row, seed=seed)
+    return LearnedSystem(loaded, store=store, row=row)
+
+
+def _below(url: str, key: str) -> str:
+    return f"{url.rstrip('/')}/{key}"
+
+
+@lru_cache(maxsize=1)
+def _loaded(backbone: str, device: str) -> LoadedBackbone:
+    return load_backbone(backbone, dtype=DTYPES["bfloat16" if device == "cuda" else "float32"], device=device)
+
+
+@lru_cache(maxsize=2)
+def _data_of(url: str, plan: str) -> BenchData:
+    import json
+
+    sizes = RunPlan.from_json(json.loads(plan)).sizes
+    with tempfile.TemporaryDirectory() as scratch:
+        return load_benchmark(url, sizes=sizes, scratch=Path(scratch))
+
+
+def _data(url: str, plan: RunPlan) -> BenchData:
+    import json
+
+    return _data_of(url, json.dumps(plan.to_json(), sort_keys=True))
+
+
+def _use_threads(number: int | None) -> None:
+    if number is not None:
+        import torch
+
+        torch.set_num_threads(number)
