@@ -48,7 +48,7 @@ def measure_sharding(
         precision: Type of the weights.
 
     Returns:
-        Per layout: `max_abs_diff` over soft tokens, moments and losses, and as parts of the weights' size
+        Per layout: `max_abs_diff` over soft tokens, moments and losses, `weights_bytes`, and as parts of that size
         `rest_memory_fraction` and `peak_memory_fraction` of the largest rank (at rest after training; at the worst
         moment, activations included), `loading_memory_fraction` of the largest rank while loading,
         `host_memory_fraction` of all ranks together at rest, `expected_fraction`, what a rank should hold at rest, and
@@ -95,6 +95,7 @@ def measure_sharding(
             own = {key: [rank[key] for rank in ranks] for key in ranks[0]}
             report[layout] = {
                 "max_abs_diff": max(_difference(root / "whole", root / layout, name) for name in concepts),
+                "weights_bytes": size,
                 "rest_memory_fraction": round(max(own["rest_bytes"]) / size, 4),
                 "expected_fraction": round(expected, 4),
                 "loading_memory_fraction": round(max(own["loading_bytes"]) / size, 4),
