@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from omnifarm.backbone.flow import SamplingOptions
-from omnifarm.backbone.kv_cache import Context
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.bench.judges.chat import ChatEndpoint
 from omnifarm.bench.rows import Row
@@ -21,9 +20,11 @@ from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.spec import PLACEHOLDER
 from omnifarm.errors import ServingError
 from omnifarm.seeding import generator
+from omnifarm.serving.door import Door
 from omnifarm.serving.engine import Engine
+from omnifarm.serving.prompted import Known, Prompted
 from omnifarm.serving.replay import ReplayStyle, ReplayTrace
-from omnifarm.serving.runner import Guidance, Runner
+from omnifarm.serving.requests import Limits
 from omnifarm.store.base import Store
 from omnifarm.store.memory import MemoryStore
 
@@ -110,66 +111,45 @@ class PromptedSystem:
     """
 
     def __init__(self, loaded: LoadedBackbone, *, row: Row) -> None:
-        self._runner = Runner(loaded)
+        self._prompted = Prompted(loaded)
         self._row = row
         self._generation = SamplingOptions.for_generation(loaded.config)
         self._editing = SamplingOptions.for_editing(loaded.config)
-        # The engine's own choice of size; it holds no second copy of the weights.
-        self._size = Engine(loaded, ConceptRepository(MemoryStore())).generation_size
+        self._size = Door(loaded.config, limits=Limits()).generation_size
 
     def fit(self, concept: BenchConcept) -> None:
         """Read what goes into the prompt."""
         self._concept = concept
-        number = {"ip": self._row.num_pictures, "rap": 1}.get(self._row.prompt, 0)
-        self._photos = [concept.spec.open_image(image) for image in concept.spec.images[:number]]
+        self._known = self._introduction(concept)
 
     def answer(self, question: str, picture: Image.Image | None) -> Reply:
         """Answer a question, greedily."""
-        context = self._introduced(for_drawing=False)
-        if picture is not None:
-            context = self._runner.show(context, self._runner.resize(picture))
-        context = self._runner.say(context, self._said(question), [])
-        text, _ = self._runner.write(context, max_tokens=MAX_TOKENS, temperature=None, generator=None)
-        return Reply(text=text.strip().replace(PLACEHOLDER, self._concept.identifier))
+        text = self._prompted.ask(self._said(question), known=self._known, image=picture, max_tokens=MAX_TOKENS)
+        return Reply(text=text.replace(PLACEHOLDER, self._concept.identifier))
 
     def generate(self, prompt: str, *, seed: int) -> Reply:
         """Draw a picture; text guidance drops the whole prompt."""
-        main = self._runner.say(self._introduced(for_drawing=True), self._said(prompt), [])
-        guidance = Guidance(main=main, without_text=self._runner.nothing(), without_image=main)
-        return self._drawn(guidance, size=self._size, options=self._generation, seed=seed)
+        drawn = self._prompted.draw(
+            self._said(prompt), known=self._known, size=self._size, options=self._generation, seed=seed
+        )
+        return Reply(picture=drawn)
 
     def edit(self, picture: Image.Image, instruction: str, *, seed: int) -> Reply:
         """Change a picture: references first, then the source, then what is asked."""
-        source, said = self._runner.resize(picture), self._said(instruction)
-        latents = self._runner.encode(source, generator=generator(seed, "source"))
-        known = self._introduced(for_drawing=True)
-        guidance = Guidance(
-            main=self._runner.say(self._runner.condition(known, source, latents), said, []),
-            without_text=self._runner.condition(self._runner.nothing(), source, latents),
-            without_image=self._runner.say(known, said, []),
+        changed = self._prompted.edit(
+            picture, self._said(instruction), known=self._known, options=self._editing, seed=seed
         )
-        return self._drawn(guidance, size=(source.height, source.width), options=self._editing, seed=seed)
+        return Reply(picture=changed)
 
-    def _drawn(self, guidance: Guidance, *, size: tuple[int, int], options: SamplingOptions, seed: int) -> Reply:
-        drawn = self._runner.denoise(guidance, size=size, options=options, generator=generator(seed, "noise"))
-        return Reply(picture=self._runner.decode(drawn))
-
-    def _introduced(self, *, for_drawing: bool) -> Context:
-        context = self._runner.nothing()
+    def _introduction(self, concept: BenchConcept) -> Known:
         kind = self._row.prompt
         if kind in ("tp", "tp_noextra"):
-            return self._runner.say(context, self._said(describe(self._concept, with_facts=kind == "tp")), [])
-        for photo in self._photos:
-            picture = self._runner.resize(photo)
-            context = self._runner.say(context, f"{PLACEHOLDER} is", []) if kind == "ip" else context
-            if for_drawing:
-                latents = self._runner.encode(picture, generator=generator(0, "reference"))
-                context = self._runner.condition(context, picture, latents)
-            else:
-                context = self._runner.show(context, picture)
+            return [self._said(describe(concept, with_facts=kind == "tp"))]
+        number = {"ip": self._row.num_pictures, "rap": 1}.get(kind, 0)
+        photos = [concept.spec.open_image(image) for image in concept.spec.images[:number]]
         if kind == "rap":
-            context = self._runner.say(context, f"Name: {PLACEHOLDER}, Info: {self._said(describe(self._concept))}", [])
-        return context
+            return [*photos, f"Name: {PLACEHOLDER}, Info: {self._said(describe(concept))}"]
+        return [piece for photo in photos for piece in (f"{PLACEHOLDER} is", photo)]
 
     def _said(self, text: str) -> str:
         named = f"the {self._concept.spec.class_noun}" if self._row.prompt == "class" else PLACEHOLDER

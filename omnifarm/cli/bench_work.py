@@ -25,7 +25,7 @@ from omnifarm.clock import SystemClock
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, submit_concepts
-from omnifarm.farm.worker import run_worker
+from omnifarm.farm.worker_process import run_worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.base import Store
 from omnifarm.store.open import open_store

@@ -27,6 +27,7 @@ SCHEMA_VERSION = 1
 """Version of the report's fields."""
 
 _MAX_LISTED = 40
+_REPLAY_COLUMNS = ("replay_accuracy", "world_replay")
 _CLIP_COLUMNS = ("clip_i", "clip_t", "parg_clip_i")
 
 
@@ -141,7 +142,7 @@ def parquet(values: Sequence[ConceptValue], *, protocol: str, judge: str) -> byt
 def _cells(row: Row, evidence: Evidence) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for key, column in COLUMNS.items():
-        if column.task not in row.tasks:
+        if column.task not in row.tasks or (key in _REPLAY_COLUMNS and row.replay == "off"):
             cells[key] = Cell(reason="-").to_json()
         elif key in evidence.reasons:
             cells[key] = Cell(reason=f"not run: {evidence.reasons[key]}").to_json()

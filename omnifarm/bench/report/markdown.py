@@ -94,7 +94,8 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             ],
         )
         lines.append("")
-    lines += ["## Time", "", *_timings(report)]
+    head, *times = timing_rows(report)
+    lines += ["## Time", "", *_table(head, times)]
     if report["notes"]:
         lines += ["", "## Data", "", *(f"- {note}" for note in report["notes"])]
     if report["failures"]:
@@ -111,15 +112,16 @@ def _measured(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -
     return _table(["measured", *(column["title"] for column in columns)], rows)
 
 
-def _timings(report: Mapping[str, Any]) -> list[str]:
-    rows = []
+def timing_rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """Return head and lines of the table of times: training and asking, over all concepts and seeds."""
+    rows = [["row", "training s", "asking s", "s per item", "s per replay", "items not asked"]]
     for row in report["rows"]:
         found = report["timings"][row["key"]]
         each = ", ".join(f"{task} {seconds:g}" for task, seconds in found["seconds_each"].items())
         train = "-" if found["train_s"] is None else f"{found['train_s']:.0f}"
         replay = "-" if found["replay_s"] is None else f"{found['replay_s']:.3f}"
         rows.append([row["title"], train, f"{found['ask_s']:.0f}", each, replay, str(found["not_asked"])])
-    return _table(["row", "training s", "asking s", "s per item", "s per replay", "items not asked"], rows)
+    return rows
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

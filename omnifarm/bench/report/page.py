@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from omnifarm.bench.report.grids import Strip
-from omnifarm.bench.report.markdown import SECTIONS, columns_of, conditions, rows_of
+from omnifarm.bench.report.markdown import SECTIONS, columns_of, conditions, rows_of, timing_rows
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2126; --soft: #5d6670; --line: #dfe3e8; --ours: #eaf2fb; --pub: #f7f3ea; }
@@ -56,7 +56,7 @@ def as_page(report: Mapping[str, Any], *, figures: Mapping[str, bytes], grids: S
     parts += ["<h2>Published</h2>", _published(report)]
     parts += [_figure(name, png) for name, png in figures.items()]
     parts += ["<h2>Pictures</h2>", *map(_strip, grids)] if grids else []
-    parts += [_per_concept(report), _traces(report), _notes(report), _failures(report)]
+    parts += [_per_concept(report), _traces(report), _timings(report), _notes(report), _failures(report)]
     title = escape(report["run"])
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>OmniPBench {title}</title>'
@@ -77,7 +77,7 @@ def _measured(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -
             for key, _, cells in rows
             if key != "real_images" and column["key"] in cells and cells[column["key"]]["value"] is not None
         ]
-        if found and column["is_higher_better"] is not None:
+        if len(set(found)) > 1 and column["is_higher_better"] is not None:
             best[column["key"]] = max(found) if column["is_higher_better"] else min(found)
     head = "".join(f'<th title="{escape(column["about"])}">{escape(column["title"])}</th>' for column in columns)
     sections = {row["key"]: row["section"] for row in report["rows"]}
@@ -177,6 +177,13 @@ def _traces(report: Mapping[str, Any]) -> str:
         f"<th>{name}</th>" for name in ("row", "concept", "request", "question", "answer", "drawn", "status")
     )
     return f'<h2>Knowledge replay, as it happened</h2><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _timings(report: Mapping[str, Any]) -> str:
+    head, *lines = timing_rows(report)
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f'<h2>Time</h2><div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _notes(report: Mapping[str, Any]) -> str:
