@@ -208,8 +208,9 @@ def run(*, smoke: bool, lanes: list[int], repeats: int, budget_s: float, compile
     kernel, kernel_s = fastest_kernel(
         make_pack(config, lanes=1, share=True, size=size).plan.to(device), num_heads=heads, num_key_heads=key_heads,
         width=int(llm.hidden_size) // heads, dtype=torch.bfloat16, device=device,
+        # Written-out scores of 28 layers would fill the memory of any GPU.
+        among=("fused", "flex") if device.type == "cuda" else ("matmul", "fused"),
     )  # fmt: skip
-    model.set_training_mode(attention_kernel=kernel, compiled=compiled)
     rows: list[dict[str, Any]] = []
     for precision in ("bf16", "fp8"):
         if precision == "fp8":
@@ -223,11 +224,19 @@ def run(*, smoke: bool, lanes: list[int], repeats: int, budget_s: float, compile
                     row["error"] = "not measured: out of time"
                     continue
                 packed = make_pack(config, lanes=number, share=share, size=size)
-                try:
-                    row |= measure(model, packed, lanes=number, repeats=repeats)
-                except torch.OutOfMemoryError:
-                    row["error"] = "out of memory"
+                for recompute in (False, True):
+                    model.set_training_mode(
+                        attention_kernel=kernel, compiled=compiled, gradient_checkpointing=recompute
+                    )
+                    # Out here the failed attempt's tensors are gone with its exception.
                     torch.cuda.empty_cache()
+                    try:
+                        row |= {"recompute": recompute, **measure(model, packed, lanes=number, repeats=repeats)}
+                        break
+                    except torch.OutOfMemoryError:
+                        continue
+                else:
+                    row["error"] = "out of memory, recomputing activations too"
                     continue
                 per_s = packed.num_tokens / row["step_s"]
                 row |= {

@@ -154,7 +154,14 @@ def prepare_attention(
 
 
 def fastest_kernel(
-    plan: AttentionPlan, *, num_heads: int, num_key_heads: int, width: int, dtype: torch.dtype, device: torch.device
+    plan: AttentionPlan,
+    *,
+    num_heads: int,
+    num_key_heads: int,
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    among: Sequence[str] = tuple(KERNELS),
 ) -> tuple[str, dict[str, float]]:
     """Run every kernel forward and backward on a plan; return the fastest one's name and all seconds.
 
@@ -167,6 +174,7 @@ def fastest_kernel(
         width: d.
         dtype: Of the model.
         device: Where to run.
+        among: Names of the kernels to try.
     """
     assert plan.restore is not None
     rows = plan.restore.shape[0]
@@ -175,9 +183,9 @@ def fastest_kernel(
         torch.randn(rows, num_key_heads, width, dtype=dtype, device=device, requires_grad=True) for _ in range(2)
     )
     seconds: dict[str, float] = {}
-    for name, kernel in KERNELS.items():
+    for name in among:
         try:
-            attention = kernel(plan, num_heads=num_heads, num_key_heads=num_key_heads, dtype=dtype)
+            attention = KERNELS[name](plan, num_heads=num_heads, num_key_heads=num_key_heads, dtype=dtype)
             seconds[name] = _best_time(attention, (query, key, value), device)
         except (RuntimeError, ConfigError):
             # Missing compiler, unsupported head width or mask, out of memory: not for this device.
