@@ -80,7 +80,7 @@ def test_photographs_that_are_gone_are_named(farm: Farm, tmp_path: Path) -> None
 def test_a_rollback_holds_until_the_concept_is_learned_anew(farm: Farm) -> None:
     old = farm.learn(seed=0)["ada"]
     new = farm.learn(seed=1)["ada"]
-    assert [one.version for one in farm.repository.history("ada")] == [new, old]
+    assert [one.version for one in farm.repository.versions("ada")] == [new, old]
     assert farm.repository.latest("ada").version == new
     farm.repository.roll_back("ada", old)
     assert farm.repository.latest("ada").version == old
