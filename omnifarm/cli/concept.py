@@ -187,7 +187,7 @@ def history(
 
     repository = ConceptRepository(open_store(store))
     in_use = repository.latest(name).version
-    manifests = repository.history(name)
+    manifests = repository.versions(name)
     if json:
         print_json([{"in_use": one.version == in_use, **one.to_json()} for one in manifests])
         return

@@ -181,3 +181,29 @@ def load(
         results.print_json(data=report)
     if not report["passed"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def farm(
+    concepts: Annotated[int, typer.Option(min=2, help="Drawn concepts to learn.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per concept.")] = 200,
+    lanes: Annotated[int, typer.Option(min=1, help="Concepts a worker trains side by side.")] = 2,
+    backbone: Annotated[str, typer.Option(help="miniature or a checkpoint folder.")] = "miniature",
+    json: Json = False,
+) -> None:
+    """Learn the same concepts in a bare loop, on a farm of one cell and on a farm of two (needs a checkout)."""
+    import tempfile
+    from pathlib import Path
+
+    from omnifarm.cli.perf_farm import measure_farm
+    from omnifarm.miniature.benchmark import write_concept_folders
+
+    with tempfile.TemporaryDirectory(prefix="omf-perf-") as folder:
+        place = Path(folder) / "concepts"
+        write_concept_folders(place, num_persons=concepts - concepts // 2, num_pets=concepts // 2, num_objects=0)
+        report = measure_farm(concepts=place, steps=steps, lanes=lanes, backbone=backbone, checkout=Path.cwd())
+    if json:
+        print_json(report)
+        return
+    for name, value in report.items():
+        results.print(f"{name}: {value}")

@@ -45,6 +45,7 @@ _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 # Spelled here because inside the class `list` is a method.
 _Manifests = Sequence[ArtifactManifest]
+_Found = list[ArtifactManifest]
 
 
 class ConceptRepository:
@@ -110,15 +111,13 @@ class ConceptRepository:
                 by_name.setdefault(name, []).append(self.manifest(name, version))
         return [self._in_use(by_name[name]) for name in sorted(by_name)]
 
-    def versions(self, name: str) -> Sequence[ArtifactManifest]:
+    def versions(self, name: str) -> _Manifests:
         """Return the manifests of every version of a concept, newest first; damaged ones are passed over."""
         check_name(name)
-        found = []
+        found: _Found = []
         for key in self._versions(name):
-            try:
+            with contextlib.suppress(ArtifactError, NotFoundError):
                 found.append(self.manifest(*key))
-            except (ArtifactError, NotFoundError):
-                continue
         return sorted(found, key=_age, reverse=True)
 
     def latest(self, name: str) -> ArtifactManifest:
@@ -128,19 +127,11 @@ class ConceptRepository:
             NotFoundError: No version of it is committed.
             ArtifactError: A manifest is damaged.
         """
-        manifests = self.history(name)
+        check_name(name)
+        manifests = [self.manifest(*key) for key in self._versions(name)]
         if not manifests:
             raise NotFoundError(f"no learned concept named {name!r} in the store; train it first", concept=name)
         return self._in_use(manifests)
-
-    def history(self, name: str) -> _Manifests:
-        """Return the manifests of every version of a concept, newest first.
-
-        Raises:
-            ArtifactError: A manifest is damaged.
-        """
-        check_name(name)
-        return sorted((self.manifest(*key) for key in self._versions(name)), key=_age, reverse=True)
 
     def roll_back(self, name: str, version: str) -> ArtifactManifest:
         """Use this version of a concept from now on, until a newer one than those of today is committed.
@@ -149,7 +140,7 @@ class ConceptRepository:
             NotFoundError: It is not committed.
         """
         manifest = self.manifest(name, version)
-        newest = self.history(name)[0]
+        newest = self.versions(name)[0]
         pin = {"version": version, "instead_of": newest.version}
         self._store.put(f"{PREFIX}{name}/{PIN_FILE}", json.dumps(pin).encode())
         return manifest

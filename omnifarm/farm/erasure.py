@@ -49,7 +49,7 @@ def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
         store: The farm's store.
         queue: Its queue.
     """
-    versions = len(ConceptRepository(store).history(name))
+    versions = len(ConceptRepository(store).versions(name))
     records = [record for record in queue.list() if record.name == name]
     for record in records:
         queue.cancel(record.job_id)

@@ -1,0 +1,114 @@
+"""What stays behind, what may be taken back, and what must be gone: over real artifacts of a tiny backbone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.clock import ManualClock
+from omnifarm.concept.repository import ConceptRepository
+from omnifarm.errors import NotFoundError
+from omnifarm.farm.erasure import erase_concept
+from omnifarm.farm.garbage import collect_garbage
+from omnifarm.farm.index import READY
+from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import checkpoint_key
+from omnifarm.farm.submission import inspect_backbone, submit_concepts
+from omnifarm.farm.worker import Worker
+from omnifarm.store.memory import MemoryStore
+from omnifarm.training.workbench import Workbench
+from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE, write_concepts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_concepts(tmp_path_factory.mktemp("concepts"), ["ada", "bob"])
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedBackbone:
+    return load_backbone(str(CHECKPOINT))
+
+
+class Farm:
+    """A farm in memory that learns for real."""
+
+    def __init__(self, folder: Path, loaded: LoadedBackbone) -> None:
+        self.folder, self.loaded = folder, loaded
+        self.store, self.clock = MemoryStore(), ManualClock()
+        self.queue = JobQueue(self.store, clock=self.clock)
+        self.repository = ConceptRepository(self.store)
+
+    def learn(self, *, seed: int = 0) -> dict[str, str]:
+        backbone = inspect_backbone(str(CHECKPOINT), overrides={**RECIPE, "steps": 2, "seed": seed})
+        jobs = submit_concepts(str(self.folder), queue=self.queue, backbone=backbone)
+        workbench = Workbench(self.loaded, clock=self.clock, store=self.store)
+        Worker("w", store=self.store, workbench=workbench, recipe=backbone.recipe, clock=self.clock).run()
+        self.clock.advance_s(60)
+        return {job.name: job.job_id for job in jobs}
+
+
+@pytest.fixture
+def farm(folder: Path, loaded: LoadedBackbone) -> Farm:
+    return Farm(folder, loaded)
+
+
+def test_a_deleted_concept_leaves_nothing_and_its_neighbour_everything(farm: Farm) -> None:
+    jobs = farm.learn()
+    farm.store.put(checkpoint_key(jobs["ada"]), b"soft tokens of a face")
+    before = set(farm.store.list())
+    report = erase_concept("ada", store=farm.store, queue=farm.queue)
+    left = set(farm.store.list())
+    assert (report.versions, report.jobs, report.untraced) == (1, 1, ())
+    assert report.objects == len(before - left)
+    assert not [key for key in left if "/ada/" in key or jobs["ada"] in key]
+    assert farm.repository.latest("bob").version == jobs["bob"]
+    assert len([key for key in left if key.startswith("prepared/")]) == 2, "two photographs are bob's"
+    assert erase_concept("ada", store=farm.store, queue=farm.queue).objects == 0
+    assert farm.learn()["ada"] == jobs["ada"], "the same concept may be learned again"
+    assert farm.repository.latest("ada").version == jobs["ada"]
+
+
+def test_photographs_that_are_gone_are_named(farm: Farm, tmp_path: Path) -> None:
+    farm.folder = write_concepts(tmp_path / "moved", ["eve"])
+    farm.learn()
+    farm.folder.rename(tmp_path / "away")
+    assert erase_concept("eve", store=farm.store, queue=farm.queue).untraced == (str(tmp_path / "moved"),)
+
+
+def test_a_rollback_holds_until_the_concept_is_learned_anew(farm: Farm) -> None:
+    old = farm.learn(seed=0)["ada"]
+    new = farm.learn(seed=1)["ada"]
+    assert [one.version for one in farm.repository.versions("ada")] == [new, old]
+    assert farm.repository.latest("ada").version == new
+    farm.repository.roll_back("ada", old)
+    assert farm.repository.latest("ada").version == old
+    assert [one.version for one in farm.repository.list() if one.name == "ada"] == [old]
+    first = farm.repository.load("ada", fingerprint=farm.loaded.fingerprint)[1].table()
+    again = farm.repository.load("ada", fingerprint=farm.loaded.fingerprint, version=new)[1].table()
+    assert not torch.equal(first, again)
+    newest = farm.learn(seed=2)["ada"]
+    assert farm.repository.latest("ada").version == newest
+    with pytest.raises(NotFoundError):
+        farm.repository.roll_back("ada", "no-such-version")
+
+
+def test_garbage_is_what_nothing_refers_to(farm: Farm) -> None:
+    jobs = farm.learn()
+    kept = set(farm.store.list())
+    farm.store.put(checkpoint_key(jobs["ada"]), b"old")
+    farm.store.put(f"artifacts/ada/{jobs['ada']}/soft_tokens-{'0' * 16}.safetensors", b"of a lost race")
+    farm.store.put(f"queue/ready/{'0' * 16}/4/{'0' * 12}/{jobs['bob']}.abc", b"")
+    backbone = inspect_backbone(str(CHECKPOINT), overrides={**RECIPE, "seed": 9})
+    waiting = submit_concepts(str(farm.folder), queue=farm.queue, backbone=backbone, only=["ada"])[0]
+    kept.add(f"jobs/{waiting.job_id}.json")
+    for entry in list(farm.queue.index.entries(READY, pool=waiting.identity.pool)):
+        farm.queue.index.delete(entry)  # as a crash in the middle of a submission leaves it
+    seen = collect_garbage(farm.store, queue=farm.queue, dry_run=True)
+    assert [len(part) for part in (seen.mended, seen.entries, seen.checkpoints, seen.tensors)] == [1, 1, 1, 1]
+    assert collect_garbage(farm.store, queue=farm.queue, dry_run=False) == seen
+    left = set(farm.store.list())
+    assert kept <= left
+    assert len(left - kept) == 1, "the waiting job's entry"
+    assert [one.job_id for one in farm.queue.index.entries(READY)] == [waiting.job_id]
