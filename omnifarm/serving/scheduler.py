@@ -1,8 +1,9 @@
 """Who runs in the next step, and who is let in: pure functions over whole numbers, no tensor and no clock.
 
-Three rules. Whoever writes text gets its token in every step, because somebody is reading along. What is left of the
-step's budget goes to reading, then to denoising, least recently served first, so that nobody starves. While text is
-being written or waited for, denoising takes only a share of the budget, so that a token does not wait for a gallery.
+Four rules. Whoever writes text gets its token in every step, because somebody is reading along. What is left of the
+step's budget goes to reading, then to denoising, least recently served first. While text is being written or waited
+for, denoising takes only a share of the budget, so that a token does not wait for a gallery. One piece to read and one
+drawing run in every step, so that nobody starves.
 
 Admission reserves the most rows a request can ever hold, so nothing that was let in is ever thrown out again.
 Whoever does not fit yet waits, and nobody overtakes within a tenant; tenants take turns.
@@ -33,7 +34,7 @@ class Budget:
     """What one step may cost, and what may be under way."""
 
     step_tokens: int = 2560
-    """Tokens of one pass, all experts and branches; a single piece that is larger runs alone."""
+    """Tokens of one pass, all experts and branches; one piece to read and one drawing run whatever they cost."""
     draw_tokens_beside_text: int = 640
     """Of these, for denoising while somebody writes or reads towards text."""
     codec_jobs: int = 2
@@ -84,7 +85,8 @@ def choose(candidates: Sequence[Candidate], *, budget: Budget) -> list[Grant]:
     left = budget.step_tokens
     somebody_waits_for_text = any(one.kind is Kind.WRITE or one.is_towards_text for one in candidates)
     draw_left = budget.draw_tokens_beside_text if somebody_waits_for_text else left
-    codec_left, has_drawn = budget.codec_jobs, False
+    codec_left = budget.codec_jobs
+    kinds_served: set[Kind] = set()
     for one in sorted(candidates, key=lambda one: (one.kind, one.last_served, one.task)):
         if one.kind is Kind.CODEC:
             if codec_left:
@@ -92,17 +94,16 @@ def choose(candidates: Sequence[Candidate], *, budget: Budget) -> list[Grant]:
                 codec_left -= 1
             continue
         room = left if one.kind is not Kind.DRAW else min(left, draw_left)
-        taken = _fitting(one.pieces, room=room)
-        # What is larger than any budget still has its turn: first of its kind, it runs whatever it costs.
-        if not taken and (not grants or (one.kind is Kind.DRAW and not has_drawn and left == budget.step_tokens)):
-            taken = 1
+        # The first of its kind always runs, whatever it costs: the others could leave it too little room for ever.
+        taken = _fitting(one.pieces, room=room) or (1 if one.kind not in kinds_served else 0)
         if not taken:
             continue
         grants.append(Grant(task=one.task, num_pieces=taken))
+        kinds_served.add(one.kind)
         cost = sum(one.pieces[:taken])
         left = max(0, left - cost)
         if one.kind is Kind.DRAW:
-            draw_left, has_drawn = max(0, draw_left - cost), True
+            draw_left = max(0, draw_left - cost)
     return grants
 
 
