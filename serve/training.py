@@ -18,8 +18,10 @@ from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import event
 from omnifarm.store.base import Store
+from omnifarm.tenancy import ACCOUNTS
 from omnifarm.training.workbench import Workbench
 from serve.errors import MissingError
+from serve.idempotency import sweep
 from serve.spaces import Space, Spaces
 from serve.tuning import OWNER, PENDING, Job
 
@@ -71,11 +73,13 @@ class ConceptTrainer:
         self._worker_id = f"trainer-{secrets.token_hex(4)}"
         self._benches: dict[Precision, Workbench] = {}
         self._last_turn: dict[str, float] = {}
+        self._tidied_s: float | None = None
 
     def run_forever(self, *, poll_s: float = 1.0) -> None:
         """Take turns until the process ends; a turn that fails is logged, and its jobs are tried again."""
         while True:
             try:
+                self.tidy()
                 turn = self.next_turn()
                 if turn is None:
                     self._clock.sleep_s(poll_s)
@@ -84,6 +88,15 @@ class ConceptTrainer:
             except OmniFarmError as error:
                 event(_LOG, "turn_failed", level=logging.ERROR, error=str(error))
                 self._clock.sleep_s(poll_s)
+
+    def tidy(self, *, every_s: float = 3600.0) -> None:
+        """Delete kept replies whose time is over, of every tenant, if it was not done for `every_s` seconds."""
+        now_s = self._clock.monotonic_s()
+        if self._tidied_s is not None and now_s - self._tidied_s < every_s:
+            return
+        self._tidied_s = now_s
+        for tenant in ("", *(key.removeprefix(ACCOUNTS).removesuffix(".json") for key in self._root.list(ACCOUNTS))):
+            sweep(self._spaces.of(tenant).store, now_s=self._clock.now_s())
 
     def next_turn(self) -> Turn | None:
         """Return what to do next, or None; strikes from the list of work what is finished."""

@@ -22,7 +22,6 @@ from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tens
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.soft_tokens import SoftTokens
 from omnifarm.store.base import Store
-from omnifarm.store.open import open_store
 from omnifarm.tenancy import Accounts, Scope, TenantLimits
 from serve.api import build_api
 from serve.assembly import build_services, build_trainer
@@ -118,7 +117,7 @@ def serve_with(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
         }
         settings = ServeSettings(**(values | changes))  # type: ignore[arg-type]
         services = build_services(settings)
-        accounts = Accounts(open_store(settings.store), clock=services.clock)
+        accounts = services.accounts
         for tenant, seed in (("acme", 1), ("globex", 2)):
             accounts.create(tenant, limits=TenantLimits(requests_per_minute=60_000))
             # The same name, different concepts; and one that only this tenant has.

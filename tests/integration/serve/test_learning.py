@@ -213,3 +213,15 @@ def test_files_are_listed_in_pages(acme: OpenAI) -> None:
     listed = [file.id for file in acme.files.list(limit=2)]
     assert set(ids) <= set(listed)
     assert len(listed) == len(set(listed))
+
+
+def test_the_trainer_sweeps_old_replies_away(server: Server, http: httpx.Client) -> None:
+    body = {"messages": [{"role": "user", "content": "Who is <maeve>?"}], "max_tokens": 1}
+    http.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": "swept"})
+    store = server.services.spaces.of("acme").store
+    kept = list(store.list("idempotency/"))
+    assert kept
+    for key in kept:
+        store.put(key, json.dumps({**json.loads(store.get(key).data), "until_s": 0.0}).encode())
+    server.trainer.tidy(every_s=0.0)
+    assert list(store.list("idempotency/")) == []

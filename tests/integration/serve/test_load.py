@@ -21,7 +21,8 @@ def test_a_sound_server_passes(server: Server, keys: list[str]) -> None:
     report = load_server(server.url, keys=keys, seconds=5, calibrate_s=2, share=0.8, steps=3, seed=1, is_killing=False)
     assert report["passed"], report
     assert report["slots_left"] == 0
-    assert {"p50", "p99"} == set(report["latency_s"]["question"])
+    assert report["latency_s"]
+    assert all(0 < times["p50"] <= times["p99"] for times in report["latency_s"].values())
 
 
 def test_an_answer_of_another_tenant_is_recognised(server: Server, keys: list[str]) -> None:

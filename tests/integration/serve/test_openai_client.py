@@ -3,14 +3,16 @@
 import base64
 import io
 import json
+import time
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import OpenAI
 from PIL import Image
 
-from tests.integration.serve.conftest import SMALL, picture
+from tests.integration.serve.conftest import SMALL, Server, picture
 
 pytestmark = pytest.mark.slow
 
@@ -188,3 +190,14 @@ def test_an_unknown_concept_in_a_stream_is_still_a_404(acme: OpenAI) -> None:
         acme.chat.completions.create(model="bagel:<nobody>", messages=ask("Who?"), stream=True)
     with pytest.raises(openai.NotFoundError):
         acme.images.generate(model="bagel", prompt="<nobody>", stream=True)
+
+
+def test_a_client_that_leaves_a_stream_takes_its_drawing_with_it(server: Server, http: httpx.Client) -> None:
+    body = {"prompt": "A dog.", "size": "32x32", "num_timesteps": 200, "stream": True, "partial_images": 3}
+    before = server.services.engine.statistics()["steps"]
+    with http.stream("POST", "/v1/images/generations", json=body) as reply:
+        assert next(reply.iter_lines()) == "event: image_generation.partial_image"
+    while not server.services.engine.is_idle:
+        time.sleep(0.01)
+    assert 40 <= server.services.engine.statistics()["steps"] - before < 199
+    assert server.services.admission.working == 0
