@@ -1,5 +1,6 @@
 """The Python surface: which names there are, that they cost nothing to have, and that the README's lines run."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +10,7 @@ import pytest
 import omnifarm
 
 ROOT = Path(__file__).parents[2]
-LINES = """
-import omnifarm
-
-omnifarm.draw_concepts("build/photos")  # or a folder of yours: photos and a concept.yaml
-backbone = omnifarm.load_backbone("miniature")
-concepts = omnifarm.read_concepts("build/photos")
-learned = omnifarm.learn(backbone, concepts, steps=STEPS)
-omnifarm.save(learned, "build/learned")
-engine = omnifarm.open_engine(backbone, "build/learned")
-name = concepts[0].name
-print(engine.ask(f"What does <{name}> look like?").text)
-engine.generate(f"A photo of <{name}> in the park.").image.save("build/drawn.png")
-"""
+(LINES,) = re.findall(r"```python\n(import omnifarm\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def test_the_surface_is_these_names_and_no_others() -> None:
@@ -62,7 +51,10 @@ def test_the_ten_lines_of_the_readme_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(LINES.replace("STEPS", "2"), "README.md", "exec"), {})
+    exec(
+        compile(LINES.replace("learn(backbone, concepts)", "learn(backbone, concepts, steps=2)"), "README.md", "exec"),
+        {},
+    )
     assert capsys.readouterr().out.strip()
     from PIL import Image
 
