@@ -77,7 +77,7 @@ def measure_serve(plan: ServePlan) -> dict[str, Any]:
     torch.set_num_threads(plan.threads)
     loaded = load_backbone(plan.backbone, dtype=getattr(torch, plan.precision))
     with tempfile.TemporaryDirectory() as folder:
-        bench = _Bench(loaded, plan=plan, folder=folder)
+        bench = _Bench(loaded, plan=plan, folder=Path(folder))
         report: dict[str, Any] = {"precision": plan.precision, "threads": plan.threads, "steps": plan.steps}
         people.print("comparing results of both sides")
         bench.check()
@@ -100,7 +100,7 @@ def measure_serve(plan: ServePlan) -> dict[str, Any]:
 class _Bench:
     """Both sides over the same concepts."""
 
-    def __init__(self, loaded: LoadedBackbone, *, plan: ServePlan, folder: str) -> None:
+    def __init__(self, loaded: LoadedBackbone, *, plan: ServePlan, folder: Path) -> None:
         self._loaded, self._plan = loaded, plan
         self._repository = ConceptRepository(LocalStore(Path(folder)))
         self._concepts = {f"c{index}": _random_concept(loaded, index) for index in range(max(CONCURRENCIES))}
