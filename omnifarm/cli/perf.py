@@ -191,17 +191,22 @@ def farm(
     backbone: Annotated[str, typer.Option(help="miniature or a checkpoint folder.")] = "miniature",
     json: Json = False,
 ) -> None:
-    """Learn the same concepts in a bare loop, on a farm of one cell and on a farm of two (needs a checkout)."""
+    """Learn the same concepts in a bare loop, on a farm of one cell and on a farm of two (needs a checkout).
+
+    With it, over a whole and over a ZeRO-3-shared backbone: are they equal, and how much does a process hold?
+    """
     import tempfile
     from pathlib import Path
 
     from omnifarm.cli.perf_farm import measure_farm
+    from omnifarm.cli.perf_sharding import measure_sharding
     from omnifarm.miniature.benchmark import write_concept_folders
 
     with tempfile.TemporaryDirectory(prefix="omf-perf-") as folder:
         place = Path(folder) / "concepts"
         write_concept_folders(place, num_persons=concepts - concepts // 2, num_pets=concepts // 2, num_objects=0)
         report = measure_farm(concepts=place, steps=steps, lanes=lanes, backbone=backbone, checkout=Path.cwd())
+    report["zero3"] = measure_sharding(("zero3",))["zero3"]
     if json:
         print_json(report)
         return
