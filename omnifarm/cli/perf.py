@@ -108,6 +108,7 @@ def serve(
     rounds: Annotated[int, typer.Option(min=1, help="Measured turns of each side, after one to warm up.")] = 3,
     side: Annotated[int, typer.Option(min=48, help="Pixels of a picture's sides.")] = 96,
     residents: Annotated[int, typer.Option(help="Concepts in memory, compared with one.")] = 10_000,
+    compiled: Annotated[bool, typer.Option(help="Compile the engine's side; takes a minute before.")] = False,
     url: Annotated[str, typer.Option(help="A running server (OMNIFARM_ACCESS=owner) to measure HTTP with.")] = "",
     json: Json = False,
 ) -> None:
@@ -127,6 +128,7 @@ def serve(
             side=side,
             rounds=rounds,
             residents=residents,
+            compiled=compiled,
             url=url,
         )
     )

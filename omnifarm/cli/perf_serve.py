@@ -56,6 +56,8 @@ class ServePlan:
     """Turns of each side; medians count."""
     residents: int = 10_000
     """Concepts in memory when throughput is compared with one."""
+    compiled: bool = False
+    """Whether the engine's side runs what surrounds attention compiled, as a long-running server may."""
     url: str = ""
     """A running server's address, for the overhead of HTTP; empty leaves that out."""
 
@@ -79,6 +81,7 @@ def measure_serve(plan: ServePlan) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(loaded, plan=plan, folder=Path(folder))
         report: dict[str, Any] = {"precision": plan.precision, "threads": plan.threads, "steps": plan.steps}
+        report["compiled"] = plan.compiled
         people.print("comparing results of both sides")
         bench.check()
         for kind in KINDS:
@@ -134,10 +137,12 @@ class _Bench:
         ours: dict[int, list[_Batch]] = {count: [] for count in CONCURRENCIES}
         num_official = 8 if kind == "questions" else 2
         for turn in range(self._plan.rounds + 1):
+            self._loaded.model.set_training_mode(compiled=False)
             started = time.perf_counter()
             for index in range(num_official):
                 self._run_official(kind, index)
             took = (time.perf_counter() - started) / num_official
+            self._loaded.model.set_training_mode(compiled=self._plan.compiled)
             batches = {count: self._together(kind, count) for count in CONCURRENCIES}
             if turn:
                 official.append(took)
