@@ -332,7 +332,7 @@ class _Chaos:
         self._later.append((time.monotonic() + delay_s, action))
 
     def _add_node(self) -> None:
-        self._nodes.append(LocalNode(self._cluster, num_cpus=1, environment={}))
+        self._nodes.append(LocalNode(self._cluster, num_cpus=1, checkout=self._checkout, environment={}))
 
     def _add_driver(self) -> None:
         if self.num_drivers >= _MAX_DRIVERS:

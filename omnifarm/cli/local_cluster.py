@@ -59,20 +59,12 @@ class LocalNode:
     Args:
         cluster: The cluster to join.
         num_cpus: Logical CPUs it offers.
+        checkout: The folder that holds `jobs/local_node.py`.
         environment: More variables for everything that runs on it.
     """
 
-    def __init__(self, cluster: LocalCluster, *, num_cpus: int, environment: Mapping[str, str]) -> None:
-        command = ray_program(
-            "start",
-            "--block",
-            f"--address={cluster.address}",
-            "--node-ip-address=127.0.0.1",
-            f"--dashboard-agent-listen-port={free_port()}",
-            f"--num-cpus={num_cpus}",
-            "--object-store-memory=80000000",
-            "--disable-usage-stats",
-        )
+    def __init__(self, cluster: LocalCluster, *, num_cpus: int, checkout: Path, environment: Mapping[str, str]) -> None:
+        command = [sys.executable, str(checkout / "jobs" / "local_node.py"), cluster.address, str(num_cpus)]
         with (cluster.folder / "nodes.log").open("ab") as sink:
             self._process = psutil.Popen(
                 command,

@@ -19,7 +19,7 @@ def test_a_small_farm_in_bad_weather_commits_everything_once_and_says_what_it_co
 
 
 def test_a_seed_is_a_run() -> None:
-    config = SimulationConfig(concepts=64, gpus=8, steps=100, mtbf_h=0.2, seed=3)
+    config = SimulationConfig(concepts=64, gpus=8, steps=100, mtbf_h=2, seed=3)
     assert Simulation(config).run() == Simulation(config).run()
 
 
