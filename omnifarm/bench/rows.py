@@ -112,6 +112,9 @@ _ROWS = (
     Row(key="yollava_style", title="Yo'LLaVA-style", section="baseline", tasks=UNDERSTANDING, trains=("understanding",),
         recipe={"num_und": 16, "num_gen": 0},
         note=f"{REIMPLEMENTED}: 16 understanding tokens, questions alone"),
+    Row(key="mcllava_style", title="MC-LLaVA-style", section="baseline", tasks=UNDERSTANDING, trains=("understanding",),
+        recipe={"num_und": 16, "num_gen": 0, "init": "visual"},
+        note=f"{REIMPLEMENTED}: 16 understanding tokens started at the concept's own visual tokens, questions alone"),
     Row(key="yochameleon_style", title="Yo'Chameleon-style", section="baseline", trains=("understanding", "generation"),
         recipe={"num_und": 16, "num_gen": 16, "is_coupled": True}, replay="off",
         note=f"{REIMPLEMENTED}: two soft prompts in one token space, no replay; without self-prompting and soft positives"),
@@ -135,7 +138,6 @@ SWEEPS: Mapping[str, tuple[str, ...]] = {
 BASELINES = tuple(row.key for row in _ROWS if row.section == "baseline")
 """What `--baselines` stands for by default."""
 NOT_BUILT: Mapping[str, str] = {
-    "MC-LLaVA-style": "needs an initialisation from visual tokens",
     "UniCTokens-style": "needs three stages of training with tokens handed on between them",
     "DreamBooth-style": "needs weights of the generation expert to be trained",
     "MyVLM-style": "needs a concept head beside the model",

@@ -45,24 +45,27 @@ class LearnedSystem:
 
     def __init__(self, loaded: LoadedBackbone, *, store: Store, row: Row) -> None:
         self._loaded, self._row = loaded, row
+        self._named: list[str] = []
         self._engine = self._engine_on(store)
 
     def fit(self, concept: BenchConcept) -> None:
-        """Nothing to do: the farm has learned it, and the engine finds it by its name."""
+        """Remember whom requests are about: the farm has learned it, and the engine finds it by its name."""
+        # Named outright: not every question about a picture says whom it is about.
+        self._named = [concept.name]
 
     def answer(self, question: str, picture: Image.Image | None) -> Reply:
         """Answer a question, greedily."""
-        answer = self._engine.ask(question, image=picture, max_tokens=MAX_TOKENS)
+        answer = self._engine.ask(question, concepts=self._named, image=picture, max_tokens=MAX_TOKENS)
         return Reply(text=answer.text, timings=answer.timings)
 
     def generate(self, prompt: str, *, seed: int) -> Reply:
         """Draw a picture, after knowledge replay where the row has it."""
-        picture = self._engine.generate(prompt, replay=self._row.replay, seed=seed)
+        picture = self._engine.generate(prompt, concepts=self._named, replay=self._row.replay, seed=seed)
         return Reply(picture=picture.image, trace=_as_trace(picture.replay), timings=picture.timings)
 
     def edit(self, picture: Image.Image, instruction: str, *, seed: int) -> Reply:
         """Change a picture; replay stays off."""
-        edited = self._engine.edit(picture, instruction, seed=seed)
+        edited = self._engine.edit(picture, instruction, concepts=self._named, seed=seed)
         return Reply(picture=edited.image, timings=edited.timings)
 
     def _engine_on(self, store: Store) -> Engine:
@@ -90,6 +93,7 @@ class ShuffledSystem(LearnedSystem):
 
     def fit(self, concept: BenchConcept) -> None:
         """Shuffle all rows of the concept's table, across both experts."""
+        super().fit(concept)
         manifest, soft_tokens = self._source.load(concept.name, fingerprint=self._loaded.fingerprint)
         table_CD = soft_tokens.table()
         order = torch.randperm(len(table_CD), generator=generator(self._seed, concept.name, "shuffled"))
