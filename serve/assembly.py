@@ -88,6 +88,7 @@ def build_trainer(settings: ServeSettings, *, turn_s: float = 60.0) -> ConceptTr
         root=spaces.root,
         backbone=settings.backbone,
         lanes=settings.train_lanes,
+        checkpoint_s=settings.checkpoint_s,
         device=settings.device,
         clock=SystemClock(),
         turn_s=turn_s,

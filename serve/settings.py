@@ -32,6 +32,8 @@ class ServeSettings:
     """Whether this application trains what is uploaded; false leaves it to a cell."""
     train_lanes: int = 2
     """Concepts of one tenant trained side by side."""
+    checkpoint_s: int = 4
+    """Seconds of work that a crashed training loses; also how often who watches it sees something new."""
     recipe: str = ""
     """Recipe settings as a JSON object that replace the backbone's own, such as `{"steps": 400}`."""
     max_body_bytes: int = 32 * 2**20
@@ -66,6 +68,7 @@ class ServeSettings:
         for name, low in (
             ("threads", 0),
             ("train_lanes", 1),
+            ("checkpoint_s", 1),
             ("max_body_bytes", 1024),
             ("max_image_bytes", 1024),
             ("max_pixels", 1),

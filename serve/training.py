@@ -48,6 +48,7 @@ class ConceptTrainer:
         lanes: Jobs trained side by side.
         device: Where the backbone runs.
         clock: Time.
+        checkpoint_s: Seconds between checkpoints.
         turn_s: Seconds of a turn; it ends earlier when nothing is left to do.
     """
 
@@ -60,13 +61,15 @@ class ConceptTrainer:
         lanes: int,
         device: str,
         clock: Clock,
+        checkpoint_s: float,
         turn_s: float = 60.0,
     ) -> None:
         self._spaces = spaces
         self._root = root
         self._backbone = backbone
-        # Checkpoints this often let people watch: each is a drawing and a curve in the studio.
-        self._settings = WorkerSettings(lanes=lanes, lanes_per_pack=1, heartbeat_s=1.0, checkpoint_s=4.0, poll_s=0.5)
+        self._settings = WorkerSettings(
+            lanes=lanes, lanes_per_pack=1, heartbeat_s=1.0, checkpoint_s=checkpoint_s, poll_s=0.5
+        )
         self._turn_s = turn_s
         self._device = device
         self._clock = clock

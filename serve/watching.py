@@ -74,7 +74,8 @@ async def watch(shared: Services, caller: Caller, job: Job) -> AsyncIterator[byt
                         name: glimpse.curve[name] for name in ("step", "understanding", "generation", "editing")
                     }
                 yield sse(values, name="progress")
-            if drawing is not None and drawing.done():
+            if drawing is not None and (drawing.done() or status.value == "succeeded"):
+                await asyncio.wait([drawing])
                 if (piece := drawing.result()) is not None:
                     quiet_s = 0.0
                     yield piece

@@ -60,6 +60,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
             "access": "owner",
             "log_level": "WARNING",
             "recipe": json.dumps({"warmup_steps": 1}),
+            "checkpoint_s": 1,
         }
         settings = ServeSettings(**(values | changes))
         services, trainer = build_services(settings), build_trainer(settings)
@@ -108,7 +109,7 @@ def teach(studio: Studio) -> Callable[..., str]:
 @pytest.fixture(scope="session")
 def somebody(teach: Callable[..., str]) -> str:
     """Name of a learned concept that no test deletes."""
-    return teach("person", seed=3, steps=STEPS)
+    return teach("person", seed=3, steps=STEPS // 2)
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def test_a_newcomer_teaches_somebody_invented_and_draws_it(
     expect(learning.get_by_role("img", name=re.compile("^What it draws for .* after [0-9]+ steps$"))).to_be_visible()
     expect(learning.get_by_role("img", name=re.compile("^Losses up to step"))).to_be_visible()
     page.screenshot(path=pictures / "becoming.png")
-    learning.get_by_role("link", name="Ask and draw it").click()
+    learning.get_by_role("link", name="Ask and draw").click()
 
     document = taught(studio, "mika")
     assert "The home of <mika> is the moon." in document["extra_info"]

@@ -78,7 +78,7 @@ def test_a_server_that_is_away_costs_nobody_their_words(
 def test_a_slow_server_is_admitted_and_can_be_left(studio: Studio, somebody: str, opened: Callable[..., Page]) -> None:
     page = opened(f"{studio.url}/studio/#/use")
     held: list[Route] = []
-    page.route("**/v1/chat/completions", held.append)
+    page.route("**/v1/chat/completions", lambda route: held.append(route))
     page.get_by_label("Your words").fill(f"Where does {somebody} live?")
     page.get_by_label("Your words").press("Enter")
     expect(page.get_by_text("Still working.")).to_be_visible()

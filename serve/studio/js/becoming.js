@@ -28,8 +28,7 @@ export function becoming(job, { onclose }) {
     h("div", { className: "stack tight" }, bar, state),
     h("div", { className: "latest" },
       h("figure", { className: "stack tight" }, newest, newestNote),
-      h("div", { className: "stack" }, h("dl", { className: "numbers" }, h("div", {}, h("dt", {}, "Step"), step), h("div", {}, h("dt", {}, "Time left"), left)), losses)),
-    strip);
+      h("div", { className: "stack" }, h("dl", { className: "numbers" }, h("div", {}, h("dt", {}, "Step"), step), h("div", {}, h("dt", {}, "Time left"), left)), losses, strip)));
   let over = false;
 
   function progress({ status, step: now, num_steps: all, left_s: seconds, curve: columns }) {
@@ -63,7 +62,7 @@ export function becoming(job, { onclose }) {
       choose(name);
       dispatchEvent(new CustomEvent("studio:learned"));
       left.textContent = "done";
-      fill(actions, h("a", { className: "button primary", href: "#/use" }, "Ask and draw it"), h("button", { onclick: close }, "Close"));
+      fill(actions, h("a", { className: "button primary", href: "#/use" }, "Ask and draw"), h("button", { onclick: close }, "Close"));
       fill(state, message("good", `${identifier} is learned`, "You can ask about it, draw it and edit pictures of it."));
       if (!newest.firstChild) newestNote.textContent = "";
       return;

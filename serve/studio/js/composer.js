@@ -108,6 +108,7 @@ export function composer({ about, onsend, onstop }) {
     text.value = "";
     grow();
     if (kind === "edit") attach(null);
+    tell("");
     return undefined;
   }
 

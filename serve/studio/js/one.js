@@ -10,7 +10,7 @@ import { day, duration, several } from "./words.js";
 export function onePage({ about, name }) {
   const body = h("div", {});
   const stop = new AbortController();
-  const element = h("div", {}, h("p", {}, h("a", { href: "#/look" }, "All concepts")), body);
+  const element = h("div", {}, h("p", { className: "small" }, h("a", { href: "#/look" }, "All concepts")), body);
 
   async function show() {
     try {
@@ -25,7 +25,7 @@ export function onePage({ about, name }) {
     fill(body,
       h("div", { className: "row spread" },
         h("div", {}, h("h1", {}, named(concept.identifier)), h("p", { className: "lead" }, newest.info ? named(newest.info) : concept.class_noun)),
-        h("a", { className: "button primary", href: "#/use", onclick: () => choose(name) }, "Ask and draw it")),
+        h("a", { className: "button primary", href: "#/use", onclick: () => choose(name) }, "Ask and draw")),
       h("div", { className: "one" }, photos(newest), memory(newest), history(concept), end(concept)));
   }
 

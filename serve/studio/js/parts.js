@@ -65,19 +65,26 @@ export function copyButton(label, text) {
 
 const LOSSES = { understanding: "answers", generation: "drawings", editing: "edits" };
 
+// A running mean: single steps jump about by what they happened to draw.
+function smooth(values) {
+  let mean = null;
+  return values.map((value) => (value === null ? null : (mean = mean === null ? value : 0.7 * mean + 0.3 * value)));
+}
+
 // Losses along the training, each on its own scale: what counts is that they fall.
 export function curve(columns) {
   const drawn = Object.keys(LOSSES).filter((name) => columns?.[name]?.some((value) => value !== null));
   if (!drawn.length) return h("p", { className: "hint" }, "The losses appear after the first seconds.");
   const last = Math.max(...columns.step, 1);
+  const means = Object.fromEntries(drawn.map((name) => [name, smooth(columns[name])]));
   const paths = drawn.map((name) => {
-    const points = columns[name].map((value, index) => [columns.step[index] / last, value]).filter(([, value]) => value !== null);
+    const points = means[name].map((value, index) => [columns.step[index] / last, value]).filter(([, value]) => value !== null);
     const values = points.map(([, value]) => value);
     const [low, high] = [Math.min(...values), Math.max(...values)];
     const d = points.map(([x, y], index) => `${index ? "L" : "M"}${(x * 300).toFixed(1)} ${(76 - (72 * (y - low)) / (high - low || 1)).toFixed(1)}`).join("");
     return svg("path", { d, class: name });
   });
-  const now = (name) => columns[name].filter((value) => value !== null).at(-1);
+  const now = (name) => means[name].filter((value) => value !== null).at(-1);
   const words = drawn.map((name) => `${LOSSES[name]} ${now(name).toFixed(3)}`);
   const key = drawn.map((name, index) => h("span", {}, h("i", { className: name }), words[index]));
   const picture = svg("svg", { viewBox: "0 0 300 80", preserveAspectRatio: "none", class: "curve", role: "img", "aria-label": `Losses up to step ${Math.round(last)}: ${words.join(", ")}` }, ...paths);
