@@ -259,6 +259,7 @@ class _Chaos:
             if self.took_s > self._config.timeout_s:
                 raise FarmError(f"the farm is stuck after {self.took_s:.0f} s; its logs lie in {self._folder}")
             self._look()
+            self._replace_nodes()
             self._replace_drivers()
             due = [action for at_s, action in self._later if at_s <= time.monotonic()]
             self._later = [one for one in self._later if one[0] > time.monotonic()]
@@ -346,6 +347,12 @@ class _Chaos:
                 subprocess.Popen(command, cwd=self._checkout, env=environment, stdout=sink, stderr=subprocess.STDOUT)
             )
         self.num_drivers += 1
+
+    def _replace_nodes(self) -> None:
+        """Start a node again that did not come up."""
+        for node in [node for node in self._nodes if not node.is_running()]:
+            self._nodes.remove(node)
+            self._add_node()
 
     def _replace_drivers(self) -> None:
         """Submit again what a dead driver had submitted, as its owner would."""

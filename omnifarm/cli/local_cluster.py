@@ -74,6 +74,10 @@ class LocalNode:
                 cwd=cluster.folder,
             )
 
+    def is_running(self) -> bool:
+        """Whether its process is there; on an overloaded machine a node may not come up at all."""
+        return self._process.poll() is None
+
     def workers(self) -> list[psutil.Process]:
         """Return the training workers that run on it now."""
         found = []
