@@ -172,4 +172,5 @@ def _run(plan: Plan, out: Path) -> list[dict[str, int]]:
 def _difference(whole: Path, sharded: Path, name: str) -> float:
     """Return the largest difference between two trainings of one lane; a loss that neither measured differs by 0."""
     ours, theirs = (load((folder / f"{name}.lane").read_bytes()) for folder in (whole, sharded))
-    return max(float((ours[key].nan_to_num(nan=-1.0) - theirs[key].nan_to_num(nan=-1.0)).abs().max()) for key in ours)
+    pairs = [(ours[key].nan_to_num(nan=-1.0), theirs[key].nan_to_num(nan=-1.0)) for key in ours if ours[key].numel()]
+    return max(float((one - other).abs().max()) for one, other in pairs)
