@@ -95,7 +95,7 @@ def test_a_refusal_says_what_to_do(studio: Studio, somebody: str, opened: Callab
     page.get_by_label("Guidance by words").fill("99")
     page.get_by_label("Your words").fill(f"A photo of {somebody}.")
     page.get_by_label("Your words").press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("cfg_text_scale")
+    expect(page.get_by_role("alert")).to_contain_text("Guidance by words: Input should be less than")
 
 
 def test_with_keys_a_tenant_sees_its_own(

@@ -7,7 +7,7 @@ import { failure } from "./parts.js";
 export function loginPage({ onenter }) {
   const input = h("input", { type: "password", autocomplete: "current-password", spellcheck: false, required: true, placeholder: "omf_…", name: "key" });
   const box = field("Your key", input, { hint: "Whoever runs the server made it with `omnifarm tenant create`. It is kept in this tab only." });
-  const told = h("div", { role: "alert" });
+  const told = h("div", { className: "told" });
   const button = h("button", { className: "primary", type: "submit" }, "Enter");
   const form = h("form", {
     className: "login",
@@ -23,7 +23,7 @@ export function loginPage({ onenter }) {
         await onenter();
       } catch (error) {
         // The frame draws this page anew after a refusal; the message belongs to whichever is shown.
-        queueMicrotask(() => fill(document.querySelector(".login [role=alert]") ?? told, failure(error)));
+        queueMicrotask(() => fill(document.querySelector(".login .told") ?? told, failure(error)));
       }
       button.disabled = false;
     },

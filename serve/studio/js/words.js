@@ -34,8 +34,11 @@ function sentence({ what, fix, where }) {
   return fix ? `${told}: ${fix}.` : `${told}.`;
 }
 
+// The page's own labels for what the server calls by BAGEL's names.
+const FIELDS = { cfg_text_scale: "Guidance by words", cfg_img_scale: "Guidance by the picture", num_timesteps: "Steps", "hyperparameters.steps": "Training steps" };
+
 export function tidy(message) {
-  const text = (message ?? "").trim();
+  const text = (message ?? "").trim().replace(/^([\w.]+)(?=:)/, (name) => FIELDS[name] ?? name);
   return text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
