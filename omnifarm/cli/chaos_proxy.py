@@ -44,9 +44,7 @@ class ChaosProxy:
         self._target = urlsplit(target).netloc
         self._chance = chance
         self._lock = threading.Lock()
-        self._trouble: Trouble | None = None
-        self._until_s = 0.0
-        self._left = 0
+        self._waiting: list[Trouble] = []
         self.hits: Counter[str] = Counter()
         """Writes that went wrong, by kind of trouble."""
         self.commits: Counter[str] = Counter()
@@ -85,22 +83,20 @@ class ChaosProxy:
         self._server.shutdown()
         self._server.server_close()
 
-    def make_trouble(self, trouble: Trouble, *, for_s: float, at_most: int) -> None:
-        """From now on about every second write goes wrong, for some seconds and at most so many times."""
+    def make_trouble(self, trouble: Trouble, *, times: int) -> None:
+        """Let so many of the next writes go wrong, about every second one, after those already ordered."""
         with self._lock:
-            self._trouble, self._until_s, self._left = trouble, time.monotonic() + for_s, at_most
+            self._waiting += [trouble] * times
 
     def _draw(self, method: str) -> Trouble | None:
         if method not in ("PUT", "POST", "DELETE"):
             return None
         with self._lock:
-            if self._trouble is None or self._left < 1 or time.monotonic() > self._until_s:
+            if not self._waiting or self._chance.random() < 0.5:
                 return None
-            if self._chance.random() < 0.5:
-                return None
-            self._left -= 1
-            self.hits[self._trouble.value] += 1
-            return self._trouble
+            trouble = self._waiting.pop(0)
+            self.hits[trouble.value] += 1
+            return trouble
 
     def _pass(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))

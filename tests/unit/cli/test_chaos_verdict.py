@@ -12,6 +12,7 @@ from omnifarm.cli.farm_chaos import FAULTS, is_passed, schedule
 
 GOOD = {
     "concepts": 2, "committed": 2, "lost": 0, "duplicates": 0, "torn": 0, "identical": True, "faults": {"worker": {}},
+    "writes_gone_wrong": {},
 }  # fmt: skip
 
 
@@ -30,6 +31,12 @@ def test_a_seed_is_a_schedule_of_every_fault() -> None:
 def test_any_flaw_fails_the_proof(change: dict[str, object]) -> None:
     assert is_passed(GOOD, num_faults=1)
     assert not is_passed({**GOOD, **change}, num_faults=1)
+
+
+def test_a_trouble_that_met_no_write_proves_nothing() -> None:
+    verdict = {**GOOD, "faults": {"503": {}}}
+    assert is_passed({**verdict, "writes_gone_wrong": {"503": 4}}, num_faults=1)
+    assert not is_passed(verdict, num_faults=1)
 
 
 class Server(BaseHTTPRequestHandler):
@@ -61,10 +68,10 @@ def test_the_proxy_passes_everything_on_and_breaks_only_writes_on_demand() -> No
         httpx.put(f"{proxy.endpoint}/b/jobs/a.json", content=b'{"state": "queued"}')
         httpx.put(f"{proxy.endpoint}/b/artifacts/x/1/manifest.json", content=b"{}")
         assert proxy.commits == {"/b/jobs/a.json": 1, "/b/artifacts/x/1/manifest.json": 1}
-        proxy.make_trouble(Trouble.ANSWER_503, for_s=30, at_most=2)
+        proxy.make_trouble(Trouble.ANSWER_503, times=2)
         codes = [httpx.put(f"{proxy.endpoint}/x", content=b"x").status_code for _ in range(20)]
         assert (codes.count(503), codes.count(200)) == (2, 18)
-        proxy.make_trouble(Trouble.LOST_ANSWER, for_s=30, at_most=1)
+        proxy.make_trouble(Trouble.LOST_ANSWER, times=1)
         before = len(Server.seen)
         assert all(httpx.get(f"{proxy.endpoint}/x").status_code == 200 for _ in range(10)), "reads are left alone"
         with pytest.raises(httpx.RemoteProtocolError):
