@@ -110,9 +110,8 @@ class LocalModelSystem:
             torch.manual_seed(seed % 2**32)
             inputs = self._inputs(words, generation_mode="image")
             tokens = self._model.generate(**inputs, generation_mode="image", do_sample=True)
-            pixels = self._model.decode_image_tokens(tokens)
-            made = self._processor.postprocess(list(pixels.float()), return_tensors="PIL.Image.Image")
-        return Reply(picture=made["pixel_values"][0].convert("RGB"))
+            (pixels_HWC,) = self._model.decode_image_tokens(tokens).float().clamp(-1, 1)
+        return Reply(picture=Image.fromarray(((pixels_HWC + 1) * 127.5).round().to(torch.uint8).cpu().numpy()))
 
     def edit(self, picture: Image.Image, instruction: str, *, seed: int) -> Reply:
         """Not done: neither class edits."""
