@@ -15,10 +15,10 @@ h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin: 2
 p, li, dl { max-width: 75ch } .soft { color: var(--soft) }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .8rem 0 } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; white-space: nowrap }
-th, td { border-bottom: 1px solid var(--line); padding: .28rem .55rem; text-align: right; vertical-align: top }
+th, td { border-bottom: 1px solid var(--line); padding: .28rem .45rem; text-align: right; vertical-align: top }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
 thead th { font-weight: 600; vertical-align: bottom } tr.ours td { background: var(--ours) }
-td small { display: block; color: var(--soft); font-size: .72rem } td.best { font-weight: 700 } td.thin { color: #a33 }
+td small { display: block; font-weight: 400; color: var(--soft); font-size: .72rem } td.best { font-weight: 700 } td.thin { color: #a33 }
 table.published td, table.published th { background: var(--pub) } table.published caption { background: var(--pub) }
 caption { text-align: left; font-weight: 600; padding: .3rem .55rem }
 img.figure { max-width: 100% } .strip { margin: .5rem 0 1rem } .tiles { display: flex; flex-wrap: wrap; gap: .5rem }
@@ -90,8 +90,9 @@ def _cell(cell: Mapping[str, Any] | None, best: float | None) -> str:
         reason = "-" if cell is None else cell["reason"]
         is_missing = reason.startswith("not run")
         return f'<td title="{escape(reason)}">{"not run" if is_missing else escape(reason)}</td>'
-    small = "" if cell["low"] is None else f"{cell['low']:.2f} to {cell['high']:.2f}, "
-    small += f"n {cell['n']}" + (f", {cell['failures']} failed" if cell["failures"] else "")
+    lines = [] if cell["low"] is None else [f"{cell['low']:.2f} to {cell['high']:.2f}"]
+    lines += [f"n {cell['n']}" + (f", {cell['failures']} failed" if cell["failures"] else "")]
+    small = "<br>".join(lines)
     is_thin = cell["failures"] > 0.1 * (cell["n"] + cell["failures"])
     kinds = (["best"] if best is not None and abs(cell["value"] - best) < 5e-4 else []) + (["thin"] if is_thin else [])
     mark = f' class="{" ".join(kinds)}"' if kinds else ""
