@@ -136,8 +136,7 @@ def main(
         bench_run.say(f"run {plan.run}: {len(plan.rows)} rows, {len(prepared.data.benchmark.items)} items")
         ray_cluster.connect()
         work = ClusterWork(workers=workers)
-        bench_run.train(prepared, work)
-        bench_run.ask(prepared, work, at_once=at_once)
+        bench_run.carry_out(prepared, work, at_once=at_once)
         report = bench_run.score(prepared, scoring, command=command_line())
     except OmniFarmError as error:
         people.print(f"[red]error:[/] {escape(str(error))}")

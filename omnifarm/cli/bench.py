@@ -86,8 +86,7 @@ def run(
     work = LocalWork(workers=workers or len(os.sched_getaffinity(0)))
     prepared = bench_run.prepare(plan, store_url=store)
     bench_run.say(f"run {plan.run}: {len(plan.rows)} rows, {len(prepared.data.benchmark.items)} items")
-    bench_run.train(prepared, work)
-    bench_run.ask(prepared, work, at_once=at_once)
+    bench_run.carry_out(prepared, work, at_once=at_once)
     show(bench_run.score(prepared, scoring, command=command_line()), store=store, as_json=json)
 
 

@@ -114,30 +114,36 @@ def prepare(plan: RunPlan, *, store_url: str) -> Prepared:
     return Prepared(plan=plan, store=store, store_url=store_url, data=data, backbone=backbone, training=training)
 
 
-def train(run: Prepared, work: Work) -> None:
-    """Learn every concept for every row and seed; rows of one recipe learn once."""
+def carry_out(run: Prepared, work: Work, *, at_once: int = 1) -> None:
+    """Learn and ask, one seed after the other: a run that is cut short has whole tables of its first seeds."""
+    for seed in run.plan.seeds:
+        train(run, work, seed=seed)
+        ask(run, work, seed=seed, at_once=at_once)
+
+
+def train(run: Prepared, work: Work, *, seed: int) -> None:
+    """Learn every concept for every row under one seed; rows of one recipe learn once."""
     names = [concept.name for concept in run.data.benchmark.concepts]
     done: set[str] = set()
     for row in run.plan.chosen():
-        for seed in run.plan.seeds:
-            key = run.training.get((row.key, seed))
-            if key is None or key in done:
-                continue
-            done.add(key)
-            recipe = run.plan.recipe_of(row, run.backbone.recipe, seed=seed)
-            url = f"{run.store_url.rstrip('/')}/{key}"
-            store = open_store(url)
-            if row.kind in OWN_LEARNING:
-                _learn(run, work, row, recipe=recipe, url=url, names=names)
-                continue
-            backbone = Backbone(name=run.backbone.name, fingerprint=run.backbone.fingerprint, recipe=recipe)
-            pending = submit(run.data.url, store=store, backbone=backbone, concepts=names)
-            if pending:
-                say(f"training {row.title}, seed {seed}: {len(pending)} concepts, {recipe.steps} steps each")
-                work.train(store_url=url, backbone=backbone.name, num_jobs=len(pending), recipe=recipe)
-            for record in JobQueue(store, clock=SystemClock()).list(pending):
-                if record.state is not JobState.COMMITTED:
-                    say(f"not learned: {record.name}: {record.error or record.state.value}")
+        key = run.training.get((row.key, seed))
+        if key is None or key in done:
+            continue
+        done.add(key)
+        recipe = run.plan.recipe_of(row, run.backbone.recipe, seed=seed)
+        url = f"{run.store_url.rstrip('/')}/{key}"
+        store = open_store(url)
+        if row.kind in OWN_LEARNING:
+            _learn(run, work, row, recipe=recipe, url=url, names=names)
+            continue
+        backbone = Backbone(name=run.backbone.name, fingerprint=run.backbone.fingerprint, recipe=recipe)
+        pending = submit(run.data.url, store=store, backbone=backbone, concepts=names)
+        if pending:
+            say(f"training {row.title}, seed {seed}: {len(pending)} concepts, {recipe.steps} steps each")
+            work.train(store_url=url, backbone=backbone.name, num_jobs=len(pending), recipe=recipe)
+        for record in JobQueue(store, clock=SystemClock()).list(pending):
+            if record.state is not JobState.COMMITTED:
+                say(f"not learned: {record.name}: {record.error or record.state.value}")
 
 
 def _learn(run: Prepared, work: Work, row: Row, *, recipe: TrainingRecipe, url: str, names: Sequence[str]) -> None:
@@ -158,31 +164,27 @@ def _learn(run: Prepared, work: Work, row: Row, *, recipe: TrainingRecipe, url: 
     work.each(learn_share, [{**values, "concepts": mine} for mine in shares if mine])
 
 
-def ask(run: Prepared, work: Work, *, at_once: int = 1) -> None:
-    """Ask every row everything, in shares of concepts; each process has up to `at_once` items under way."""
+def ask(run: Prepared, work: Work, *, seed: int, at_once: int = 1) -> None:
+    """Ask every row everything under one seed, in shares of concepts, each with up to `at_once` items under way."""
     names = [concept.name for concept in run.data.benchmark.concepts]
     shares = []
     for row in run.plan.chosen():
-        for seed in run.plan.seeds:
-            missing = _missing(run, row, seed)
-            if not missing:
-                continue
-            say(f"asking {row.title}, seed {seed}: {sum(missing.values())} items")
-            for share in range(work.num_workers):
-                mine = [name for name in names[share :: work.num_workers] if missing.get(name)]
-                if mine:
-                    shares.append(
-                        {
-                            "plan": run.plan.to_json(),
-                            "data": run.data.url,
-                            "row": row.key,
-                            "seed": seed,
-                            "concepts": mine,
-                            "store": run.store_url,
-                            "training": run.training.get((row.key, seed), ""),
-                            "at_once": at_once,
-                        }
-                    )
+        missing = _missing(run, row, seed)
+        if not missing:
+            continue
+        say(f"asking {row.title}, seed {seed}: {sum(missing.values())} items")
+        values = {
+            "plan": run.plan.to_json(),
+            "data": run.data.url,
+            "row": row.key,
+            "seed": seed,
+            "store": run.store_url,
+            "training": run.training.get((row.key, seed), ""),
+            "at_once": at_once,
+        }
+        for share in range(work.num_workers):
+            mine = [name for name in names[share :: work.num_workers] if missing.get(name)]
+            shares += [{**values, "concepts": mine}] if mine else []
     if shares:
         work.each(ask_share, shares)
 
