@@ -4,6 +4,7 @@ A workbench holds what all lanes of a process share: the frozen backbone, pictur
 Knows no queue or cluster, and a store only as the place where prepared pictures outlive the process.
 """
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -103,6 +104,8 @@ class Workbench:
         loaded, layout = open_backbone(backbone, sharding=sharding, dtype=DTYPES[precision], device=device)
         if compiled and isinstance(layout, Replicated):
             loaded.model.set_training_mode(compiled=True)
+        # What is in memory now stays as long as the process: walking it again cost 4 % of all steps.
+        gc.freeze()
         return cls(loaded, sharding=layout, lanes_per_pack=lanes_per_pack, store=store, clock=clock)
 
     @property
