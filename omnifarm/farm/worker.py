@@ -122,12 +122,13 @@ class Worker:
 
     def step(self) -> None:
         """Advance every lane by one step; set aside those that are over; renew and save when due."""
-        num_lanes = len(self._held)
+        num_lanes, num_tokens = len(self._held), self._workbench.trainer.count.num_tokens
         for lane in self._workbench.trainer.step():
             held = self._held.pop(lane.name)
             held.ended_s = self._clock.monotonic_s()
             self._over.append(held)
         self._metrics.count("omnifarm_steps_total", num_lanes)
+        self._metrics.count("omnifarm_tokens_total", self._workbench.trainer.count.num_tokens - num_tokens)
         self._heartbeat_if_due()
         now_s = self._clock.monotonic_s()
         if now_s - self._saved_s >= self._settings.checkpoint_s:
