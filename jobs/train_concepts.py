@@ -63,6 +63,9 @@ def main(
     ] = None,
     checkpoint_s: Annotated[float, typer.Option(help="Seconds of work that a crash may cost.")] = 30.0,
     lease_s: Annotated[float, typer.Option(help="Seconds until a silent worker's concepts are taken over.")] = 40.0,
+    track: Annotated[
+        str | None, typer.Option(help="Where losses go besides the artifacts: mlflow, wandb or trackio.")
+    ] = None,
     max_failures: Annotated[int, typer.Option(help="Failures of one cell, and failed cells, before giving up.")] = 8,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
 ) -> None:
@@ -118,6 +121,7 @@ def main(
                 lease_s=lease_s,
                 heartbeat_s=min(5.0, lease_s / 4),
                 stop_at_s=None if deadline is None else clock.now_s() + deadline,
+                track=track,
             )
 
             def run_cell(name: str, num_workers: int) -> None:

@@ -32,6 +32,9 @@ def local(
     compiled: Annotated[
         bool, typer.Option(help="Compile first (half a minute, needs a C++ compiler): pays from some hundred steps on.")
     ] = False,
+    track: Annotated[
+        str | None, typer.Option(help="Where losses go besides the artifacts: mlflow, wandb or trackio.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Learn every concept at a place with one worker; exit code 1 if any failed.
@@ -44,6 +47,7 @@ def local(
     from omnifarm.farm.job import JobState
     from omnifarm.farm.queue import JobQueue
     from omnifarm.farm.submission import inspect_backbone, submit_concepts
+    from omnifarm.farm.tracking import open_tracker
     from omnifarm.farm.worker import Worker
     from omnifarm.farm.worker_settings import WorkerSettings
     from omnifarm.store.open import open_store
@@ -69,15 +73,15 @@ def local(
             store=opened,
             compiled=compiled,
         )
-        worker = Worker(
-            f"local-{uuid.uuid4().hex[:8]}",
-            store=opened,
-            workbench=workbench,
-            recipe=chosen.recipe,
-            settings=WorkerSettings(lanes=lanes, lanes_per_pack=lanes_per_pack),
-        )
-        with showing_progress(queue, job_ids, clock):
-            worker.run()
+        with open_tracker(track) as tracker, showing_progress(queue, job_ids, clock):
+            Worker(
+                f"local-{uuid.uuid4().hex[:8]}",
+                store=opened,
+                workbench=workbench,
+                recipe=chosen.recipe,
+                settings=WorkerSettings(lanes=lanes, lanes_per_pack=lanes_per_pack, track=track),
+                tracker=tracker,
+            ).run()
     records = queue.list(job_ids)
     summarise(records, took_s=clock.monotonic_s() - began_s, as_json=json)
     if any(record.state is not JobState.COMMITTED for record in records):

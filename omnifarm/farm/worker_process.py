@@ -2,6 +2,7 @@
 
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.farm.metrics import Metrics
+from omnifarm.farm.tracking import open_tracker
 from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.open import open_store
@@ -36,12 +37,14 @@ def run_worker(
         lanes_per_pack=settings.lanes_per_pack,
         store=store,
     )
-    Worker(
-        worker_id,
-        store=store,
-        workbench=workbench,
-        recipe=recipe,
-        settings=settings,
-        cell=cell,
-        metrics=metrics,
-    ).run()
+    with open_tracker(settings.track) as tracker:
+        Worker(
+            worker_id,
+            store=store,
+            workbench=workbench,
+            recipe=recipe,
+            settings=settings,
+            cell=cell,
+            metrics=metrics,
+            tracker=tracker,
+        ).run()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from omnifarm.errors import ConfigError
+from omnifarm.farm.tracking import check_tracker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +27,8 @@ class WorkerSettings:
     """Seconds for which the store may be away before the worker gives up."""
     stop_at_s: float | None = None
     """Seconds since the epoch at which to save, give everything back and leave; None for never."""
+    track: str | None = None
+    """Where losses go besides the artifacts, see `tracking.TRACKERS`; None for nowhere."""
 
     def __post_init__(self) -> None:
         for name in ("lanes", "lanes_per_pack"):
@@ -34,6 +37,8 @@ class WorkerSettings:
         for name in ("lease_s", "heartbeat_s", "checkpoint_s", "poll_s", "patience_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"worker: {name} must be above 0 seconds, found {getattr(self, name)}")
+        if self.track is not None:
+            check_tracker(self.track)
         if self.heartbeat_s * 2 > self.lease_s:
             raise ConfigError(
                 f"worker: heartbeat_s {self.heartbeat_s} must be at most half of lease_s {self.lease_s}, "
