@@ -24,6 +24,7 @@ from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import TrainingError
 from omnifarm.store.base import Store
 from omnifarm.training.checkpoint import load_lane
+from omnifarm.training.compiling import compile_backbone
 from omnifarm.training.curves import curve_parquet, loss_curve
 from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
@@ -103,7 +104,7 @@ class Workbench:
         """
         loaded, layout = open_backbone(backbone, sharding=sharding, dtype=DTYPES[precision], device=device)
         if compiled and isinstance(layout, Replicated):
-            loaded.model.set_training_mode(compiled=True)
+            compile_backbone(loaded)
         # What is in memory now stays as long as the process: walking it again cost 4 % of all steps.
         gc.freeze()
         return cls(loaded, sharding=layout, lanes_per_pack=lanes_per_pack, store=store, clock=clock)
