@@ -30,6 +30,7 @@ def test_without_a_cpp_compiler_nothing_is_compiled_for_the_cpu(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it while it traces
 @pytest.mark.skipif(not has_compiler("cpu"), reason="needs a C++ compiler")
 def test_a_compiled_lane_learns_what_an_eager_one_learns_to_rounding(tmp_path: Path) -> None:
     write_concept_folders(tmp_path, num_persons=1, num_pets=0, num_objects=0)
