@@ -96,6 +96,7 @@ def main(
     name: option.Name = "",
     workers: option.Workers = None,
     at_once: option.AtOnce = option.AT_ONCE,
+    retry_failed: option.RetryFailed = False,
     protocol: option.ProtocolName = "strict",
     judge: option.Judge = "",
     judge_url: option.JudgeUrl = option.OPENAI,
@@ -141,7 +142,7 @@ def main(
         bench_run.say(f"run {plan.run}: {len(plan.rows)} rows, {len(prepared.data.benchmark.items)} items")
         ray_cluster.connect()
         work = ClusterWork(workers=workers)
-        bench_run.carry_out(prepared, work, at_once=at_once)
+        bench_run.carry_out(prepared, work, at_once=at_once, retry_failed=retry_failed)
         report = bench_run.score(prepared, scoring, command=command_line())
     except OmniFarmError as error:
         people.print(f"[red]error:[/] {escape(str(error))}")

@@ -21,6 +21,7 @@ def ask_all(
     base_seed: int,
     concepts: Sequence[str] = (),
     at_once: int = 1,
+    retry_failed: bool = False,
     clock: Clock | None = None,
 ) -> int:
     """Ask what is missing, concept by concept.
@@ -34,13 +35,14 @@ def ask_all(
         concepts: Only these; empty for all. Any division of the concepts over processes gives the same replies.
         at_once: Items about one concept that are under way at the same time, each in a thread of its own; a system
             on our backbone takes them through the model together. The replies do not depend on it.
+        retry_failed: Ask again what has failed, such as while an endpoint was away.
         clock: For timings.
 
     Returns:
         How many items were asked.
     """
     clock = clock or SystemClock()
-    done = replies.done()
+    done = replies.done(with_failures=not retry_failed)
     asked = 0
     for concept in benchmark.concepts:
         if concepts and concept.name not in concepts:

@@ -59,11 +59,13 @@ class ReplyFile:
     def __init__(self, store: Store, *, prefix: str) -> None:
         self._store, self._prefix = store, prefix
 
-    def done(self) -> set[tuple[str, str]]:
-        """Return (concept, item id) of everything on file."""
-        keys = self._store.list(f"{self._prefix}/")
-        names = [key.removeprefix(f"{self._prefix}/") for key in keys if key.endswith(".json")]
-        return {(concept, item.removesuffix(".json")) for concept, _, item in (name.partition("/") for name in names)}
+    def done(self, *, with_failures: bool = True) -> set[tuple[str, str]]:
+        """Return (concept, item id) of everything on file; without failures, every record is read."""
+        keys = [key for key in self._store.list(f"{self._prefix}/") if key.endswith(".json")]
+        if not with_failures:
+            keys = [key for key in keys if not json.loads(self._store.get(key).data).get("failure")]
+        names = [key.removeprefix(f"{self._prefix}/").removesuffix(".json") for key in keys]
+        return {(concept, item) for concept, _, item in (name.partition("/") for name in names)}
 
     def write(self, item: Item, reply: Reply | None, *, failure: str = "", seed: int, at_once: int = 1) -> None:
         """File a reply, or with None the reason why there is none."""

@@ -39,6 +39,7 @@ def run(
     name: option.Name = "",
     workers: option.Workers = None,
     at_once: option.AtOnce = option.AT_ONCE,
+    retry_failed: option.RetryFailed = False,
     protocol: option.ProtocolName = "strict",
     judge: option.Judge = "",
     judge_url: option.JudgeUrl = option.OPENAI,
@@ -86,7 +87,7 @@ def run(
     work = LocalWork(workers=workers or len(os.sched_getaffinity(0)))
     prepared = bench_run.prepare(plan, store_url=store)
     bench_run.say(f"run {plan.run}: {len(plan.rows)} rows, {len(prepared.data.benchmark.items)} items")
-    bench_run.carry_out(prepared, work, at_once=at_once)
+    bench_run.carry_out(prepared, work, at_once=at_once, retry_failed=retry_failed)
     show(bench_run.score(prepared, scoring, command=command_line()), store=store, as_json=json)
 
 

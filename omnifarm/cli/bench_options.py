@@ -40,6 +40,9 @@ AtOnce = Annotated[
         "--at-once", min=1, help="Items a process has under way at the same time; 1 times each by itself (Table 3)."
     ),
 ]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Ask again what has failed, such as while an endpoint was away.")
+]
 Judge = Annotated[
     str, typer.Option("--judge", help="Model id of the judge; default: the drawn world's rules, or none.")
 ]

@@ -114,11 +114,11 @@ def prepare(plan: RunPlan, *, store_url: str) -> Prepared:
     return Prepared(plan=plan, store=store, store_url=store_url, data=data, backbone=backbone, training=training)
 
 
-def carry_out(run: Prepared, work: Work, *, at_once: int = 1) -> None:
+def carry_out(run: Prepared, work: Work, *, at_once: int = 1, retry_failed: bool = False) -> None:
     """Learn and ask, one seed after the other: a run that is cut short has whole tables of its first seeds."""
     for seed in run.plan.seeds:
         train(run, work, seed=seed)
-        ask(run, work, seed=seed, at_once=at_once)
+        ask(run, work, seed=seed, at_once=at_once, retry_failed=retry_failed)
 
 
 def train(run: Prepared, work: Work, *, seed: int) -> None:
@@ -164,12 +164,15 @@ def _learn(run: Prepared, work: Work, row: Row, *, recipe: TrainingRecipe, url: 
     work.each(learn_share, [{**values, "concepts": mine} for mine in shares if mine])
 
 
-def ask(run: Prepared, work: Work, *, seed: int, at_once: int = 1) -> None:
-    """Ask every row everything under one seed, in shares of concepts, each with up to `at_once` items under way."""
+def ask(run: Prepared, work: Work, *, seed: int, at_once: int = 1, retry_failed: bool = False) -> None:
+    """Ask every row everything under one seed, in shares of concepts, each with up to `at_once` items under way.
+
+    What is on file is not asked again, but with `retry_failed` what has failed.
+    """
     names = [concept.name for concept in run.data.benchmark.concepts]
     shares = []
     for row in run.plan.chosen():
-        missing = _missing(run, row, seed)
+        missing = _missing(run, row, seed, retry_failed=retry_failed)
         if not missing:
             continue
         say(f"asking {row.title}, seed {seed}: {sum(missing.values())} items")
@@ -181,6 +184,7 @@ def ask(run: Prepared, work: Work, *, seed: int, at_once: int = 1) -> None:
             "store": run.store_url,
             "training": run.training.get((row.key, seed), ""),
             "at_once": at_once,
+            "retry_failed": retry_failed,
         }
         for share in range(work.num_workers):
             mine = [name for name in names[share :: work.num_workers] if missing.get(name)]
@@ -229,8 +233,8 @@ def say(text: str) -> None:
     people.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}")
 
 
-def _missing(run: Prepared, row: Row, seed: int) -> dict[str, int]:
-    done = ReplyFile(run.store, prefix=run.plan.replies_key(row, seed=seed)).done()
+def _missing(run: Prepared, row: Row, seed: int, *, retry_failed: bool) -> dict[str, int]:
+    done = ReplyFile(run.store, prefix=run.plan.replies_key(row, seed=seed)).done(with_failures=not retry_failed)
     items = [item for item in run.data.benchmark.items if item.task in row.tasks]
     missing: dict[str, int] = {}
     for item in items:

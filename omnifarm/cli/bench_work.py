@@ -146,7 +146,7 @@ def ask_share(values: Mapping[str, Any]) -> int:
 
     Args:
         values: `plan` (JSON), `data` (URL), `row`, `seed`, `concepts`, `store` (URL), `training` (key of the
-            training's store, empty for rows that learn nothing), `at_once`, and optionally `device` and `threads`.
+            training's store, empty for rows that learn nothing), `at_once`, `retry_failed`, and optionally `device` and `threads`.
     """
     _use_threads(values.get("threads"))
     plan = RunPlan.from_json(values["plan"])
@@ -165,6 +165,7 @@ def ask_share(values: Mapping[str, Any]) -> int:
         base_seed=values["seed"],
         concepts=values["concepts"],
         at_once=values["at_once"],
+        retry_failed=values["retry_failed"],
     )
 
 

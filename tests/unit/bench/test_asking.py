@@ -140,6 +140,9 @@ def test_a_failing_item_is_written_and_the_others_go_on(drawn: BenchData) -> Non
     replies = ReplyFile(store, prefix="r/ours/seed0")
     failures = [reply.failure for _, reply in replies.read_all(list(drawn.benchmark.items)) if reply.failure]
     assert failures == ["out of paint"]
+    assert ask(Painter(), drawn, store) == 0
+    assert ask(Painter(), drawn, store, retry_failed=True) == 1
+    assert not any(reply.failure for _, reply in replies.read_all(list(drawn.benchmark.items)))
 
 
 def test_a_concept_that_cannot_be_fitted_fails_alone(drawn: BenchData) -> None:

@@ -61,7 +61,7 @@ def test_a_share_asks_another_model_through_its_endpoint(drawn: BenchData, tmp_p
         other = OtherModel(model="some-model", prompt="ip", url=fake.url)
         plan = RunPlan(data=drawn.url, rows=(), others=(other,), sizes=SIZES)
         share = {"plan": plan.to_json(), "data": drawn.url, "row": other.key, "seed": 0, "concepts": [concept.name]}
-        share |= {"store": str(tmp_path), "training": "", "at_once": 1}
+        share |= {"store": str(tmp_path), "training": "", "at_once": 1, "retry_failed": False}
         items = [item for item in drawn.benchmark.items if item.task in ("rec", "vqa", "qa")]
         assert ask_share(share) == len(items) == len(fake.asked)
         assert ask_share(share) == 0
