@@ -15,7 +15,7 @@ from omnifarm.bench.metrics.aggregate import ConceptValue
 from omnifarm.bench.plan import RunPlan
 from omnifarm.bench.replies import ReplyFile
 from omnifarm.bench.report.build import Evidence, write_report
-from omnifarm.bench.report.looks import Look
+from omnifarm.bench.report.looks import Look, looks_table
 from omnifarm.bench.rows import ROWS, SWEEPS, chosen_rows
 from omnifarm.bench.system import Reply
 from omnifarm.bench.tasks import BenchConcept
@@ -211,6 +211,31 @@ def test_a_row_gives_the_shares_it_does_not_train_to_the_others() -> None:
     assert ROWS["yollava_style"].recipe_of(base).shares["understanding"] == 1
     assert ROWS["without_replay"].recipe_of(base) == ROWS["ours"].recipe_of(base), "they share their training"
     assert all("-style" not in row.title or "re-implementation" in row.note for row in ROWS.values())
+
+
+def test_rows_of_one_recipe_share_a_training_unless_they_learn_in_another_way() -> None:
+    plan, base = RunPlan(data="d", rows=("ours",)), TrainingRecipe()
+
+    def key(row: str, *, seed: int = 0) -> str:
+        recipe = plan.recipe_of(ROWS[row], base, seed=seed)
+        return plan.training_key(ROWS[row], recipe, fingerprint="f", data="d")
+
+    assert key("ours") == key("without_replay") == key("shuffled") == key("tokens_32")
+    assert key("ours") != key("ours", seed=1)
+    coupled = ROWS["yochameleon_style"].recipe_of(base).with_overrides({"init": "visual"})
+    assert coupled == ROWS["unictokens_style"].recipe_of(base)
+    staged = plan.training_key(ROWS["unictokens_style"], coupled, fingerprint="f", data="d")
+    assert staged != plan.training_key(ROWS["yochameleon_style"], coupled, fingerprint="f", data="d")
+
+
+def test_a_look_is_concentrated_and_on_its_subject_where_that_is_known() -> None:
+    weights = np.ones((10, 10), np.float32)
+    look = Look(photo=Image.new("RGB", (20, 20)), weights=weights)
+    assert look.concentration == pytest.approx(0.1)
+    assert look.on_subject is None
+    weights[0] = 91
+    assert Look(photo=look.photo, weights=weights).concentration == pytest.approx(0.91)
+    assert looks_table({"ours": {"a": look}}, {"ours": "Ours"})[1] == ["Ours", "1", "0.910", "unknown", "unknown"]
 
 
 def test_a_plan_names_its_run_after_what_it_does() -> None:
