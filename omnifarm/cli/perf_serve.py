@@ -88,6 +88,8 @@ def measure_serve(plan: ServePlan) -> dict[str, Any]:
             people.print(f"measuring {kind}")
             report[kind] = bench.compare(kind)
             report[f"{kind}_c32_ratio"] = report[kind]["c32"]["ratio"]
+            # A run that is cut off later has told this much.
+            people.print(f"{kind}: {report[kind]}", highlight=False)
         people.print("measuring replay")
         report["replay_s"] = bench.replay()
         people.print(f"measuring {plan.residents} residents against one")
