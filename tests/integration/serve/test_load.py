@@ -29,6 +29,7 @@ def test_a_sound_server_passes(server: Server, keys: list[str]) -> None:
     assert report["passed"], report
     assert report["slots_left"] == 0
     assert report["latency_s"]
+    assert all(one["first_mib"] > 0 for one in report["memory"].values())
     assert all(0 < times["p50"] <= times["p99"] for times in report["latency_s"].values())
 
 
