@@ -52,6 +52,9 @@ class DrawBody(ModelBody):
     ] = None
     cfg_renorm_type: Literal["global", "channel", "text_channel"] | None = None
     cfg_renorm_min: Annotated[float | None, Field(ge=0, le=1)] = None
+    step_reuse: Annotated[
+        int, Field(ge=1, le=4, description="Evaluate every n-th step and extrapolate between: faster, not exact.")
+    ] = 1
 
     def sampling(self) -> dict[str, Any]:
         """The sampling options that were given."""
