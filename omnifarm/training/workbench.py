@@ -158,8 +158,8 @@ class Workbench:
         learned, held_out = spec, None
         if recipe.held_out_photos:
             learned, measured = split_held_out(spec, count=recipe.held_out_photos)
-            held_out = self._samples(measured, recipe)
-        source = self._samples(learned, recipe)
+            held_out = self.samples(measured, recipe=recipe)
+        source = self.samples(learned, recipe=recipe)
         if checkpoint is not None:
             return load_lane(
                 checkpoint, identity=identity, recipe=recipe, source=source, held_out=held_out, device=model.device
@@ -174,20 +174,28 @@ class Workbench:
             embedding_VD=self._sharding.embedding_rows([*class_ids, *identifier_ids]),
             class_ids=range(len(class_ids)),
             identifier_ids=range(len(class_ids), len(class_ids) + len(identifier_ids)),
-            visual_ND=self._visual_tokens(learned) if recipe.init == "visual" else None,
+            visual_ND=self.visual_tokens([self._images.get(learned, image).features for image in learned.images])
+            if recipe.init == "visual"
+            else None,
             name=spec.name,
         )
         return Lane.start(spec.name, recipe=recipe, source=source, soft_CD=table_CD.to(model.device), held_out=held_out)
 
-    def _samples(self, spec: ConceptSpec, recipe: TrainingRecipe) -> ConceptSamples:
-        return ConceptSamples(spec, recipe=recipe, backbone=self._backbone, images=self._images)
+    def samples(
+        self, spec: ConceptSpec, *, recipe: TrainingRecipe, layout: SoftTokenLayout | None = None
+    ) -> ConceptSamples:
+        """Return the samples of a concept's training; `layout` names the rows its prompts show, the recipe's by default."""
+        return ConceptSamples(spec, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout)
 
     @torch.no_grad()
-    def _visual_tokens(self, spec: ConceptSpec) -> Tensor:
-        """Return what the language model sees of a concept's photographs, (N, D), without positions."""
+    def visual_tokens(self, features: Sequence[Tensor]) -> Tensor:
+        """Return what the language model sees of prepared pictures, (N, D), without positions.
+
+        Args:
+            features: Of each picture, (n, V), see `PreparedImage`.
+        """
         model = self._backbone.model
-        features = torch.cat([self._images.get(spec, image).features for image in spec.images])
-        visual: Tensor = model.connector(features.to(model.device, model.dtype))
+        visual: Tensor = model.connector(torch.cat(list(features)).to(model.device, model.dtype))
         return visual
 
     def step_cost(self, lanes: Sequence[Lane], *, steps: range) -> StepCost:
