@@ -20,14 +20,17 @@ from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import SystemClock
 from omnifarm.errors import OmniFarmError
 from omnifarm.seeding import generator
+from omnifarm.serving.door import Door
 from omnifarm.serving.footprint import Footprint
+from omnifarm.serving.keeping import keep_unchanged
 from omnifarm.serving.loop import Entry, Loop
 from omnifarm.serving.prefixes import PrefixCache
 from omnifarm.serving.replay import ReplayStyle
+from omnifarm.serving.requests import Limits
 from omnifarm.serving.runner import Runner
 from omnifarm.serving.scheduler import Budget
 from omnifarm.serving.scripts import Moves, Scripts
-from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Read, Script, Write
+from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Latents, Read, Script, Write
 
 _CACHED_TOKENS = 65536
 _MAX_WAITING = 1024
@@ -47,6 +50,7 @@ class Prompted:
 
     def __init__(self, loaded: LoadedBackbone) -> None:
         self._config, self._tokenizer = loaded.config, loaded.tokenizer
+        self._keeps_unchanged = Door(loaded.config, limits=Limits()).keeps_unchanged
         style = ReplayStyle.from_defaults(loaded.config.defaults.get("replay", {}))
         self._scripts = Scripts(loaded, style=style, clock=SystemClock())
         self._footprint = Footprint(loaded, scripts=self._scripts, style=style)
@@ -147,7 +151,8 @@ class Prompted:
     def _edit(self, image: Image, instruction: str, known: Known, options: SamplingOptions, seed: int) -> Moves:
         source = self._scripts.resize(image)
         introduction = yield from self._introduced(known)
-        shown = yield from self._condition(source, generator(seed, "source"))
+        (latents,) = yield [Encode(image=source, generator=generator(seed, "source"))]
+        shown = self._condition(source, latents)
         text = self._say(instruction)
         main, without_text, without_image = yield [
             Read(context=NOTHING, segments=[*introduction, *shown, text]),
@@ -155,7 +160,11 @@ class Prompted:
             Read(context=NOTHING, segments=[*introduction, text]),
         ]
         guidance = Guidance(main=main, without_text=without_text, without_image=without_image)
-        return (yield from self._picture(guidance, size=(source.height, source.width), options=options, seed=seed))
+        edited = yield from self._picture(guidance, size=(source.height, source.width), options=options, seed=seed)
+        if not self._keeps_unchanged:
+            return edited
+        (decoded,) = yield [Decode(latents=latents)]
+        return keep_unchanged(edited, source=source, decoded=decoded)
 
     def _introduced(self, known: Known) -> Moves:
         segments: list[Segment] = []
@@ -164,11 +173,11 @@ class Prompted:
                 segments.append(self._say(piece))
             else:
                 photo = self._scripts.resize(piece)
-                segments += yield from self._condition(photo, generator(number, "reference"))
+                (latents,) = yield [Encode(image=photo, generator=generator(number, "reference"))]
+                segments += self._condition(photo, latents)
         return segments
 
-    def _condition(self, image: Image, posterior: torch.Generator) -> Moves:
-        (latents,) = yield [Encode(image=image, generator=posterior)]
+    def _condition(self, image: Image, latents: Latents) -> list[Segment]:
         return [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self._scripts.show(image)]
 
     def _picture(self, guidance: Guidance, *, size: tuple[int, int], options: SamplingOptions, seed: int) -> Moves:

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
+from omnifarm.backbone.fp8 import use_fp8, uses_fp8
+from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
@@ -21,7 +23,7 @@ from omnifarm.concept.recipe import Precision, TrainingRecipe
 from omnifarm.concept.samples import ConceptSamples
 from omnifarm.concept.soft_tokens import SoftTokenLayout, SoftTokens, initial_table
 from omnifarm.concept.spec import ConceptSpec
-from omnifarm.errors import TrainingError
+from omnifarm.errors import ConfigError, TrainingError
 from omnifarm.store.base import Store
 from omnifarm.training.checkpoint import load_lane
 from omnifarm.training.compiling import compile_backbone
@@ -32,8 +34,17 @@ from omnifarm.training.plan import StepCost, lane_costs
 from omnifarm.training.sharded_backbone import open_backbone
 from omnifarm.training.sharding import Replicated, Sharding
 
-DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Type of the frozen weights by the recipe's name for it."""
+DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float8": torch.bfloat16,
+}
+"""Type in which the weights are loaded, by the recipe's name for their precision."""
+
+
+def precision_of(model: Backbone) -> Precision:
+    """Return the name of a loaded model's precision."""
+    return "float8" if uses_fp8(model) else "float32" if model.dtype == torch.float32 else "bfloat16"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,9 +111,14 @@ class Workbench:
 
         Raises:
             WeightsError: The backbone cannot be loaded.
-            ConfigError: Its layout is unknown, does not fit, or needs processes that are not there.
+            ConfigError: Its layout is unknown, does not fit, or needs processes that are not there; or 8-bit products
+                are asked of a shared backbone or of sides they cannot take.
         """
         loaded, layout = open_backbone(backbone, sharding=sharding, dtype=DTYPES[precision], device=device)
+        if precision == "float8":
+            if not isinstance(layout, Replicated):
+                raise ConfigError("float8 needs the whole backbone in every process; use --sharding replicated")
+            use_fp8(loaded.model)
         if compiled and isinstance(layout, Replicated):
             compile_backbone(loaded)
         # What is in memory now stays as long as the process: walking it again cost 4 % of all steps.
@@ -133,10 +149,10 @@ class Workbench:
             TrainingError: The checkpoint is damaged or of another identity, or the backbone of another precision.
         """
         model = self._backbone.model
-        if DTYPES[recipe.precision] != model.dtype:
+        if recipe.precision != (found := precision_of(model)):
             raise TrainingError(
-                f"the recipe of {spec.name!r} asks for {recipe.precision} weights, the backbone was loaded as "
-                f"{str(model.dtype).removeprefix('torch.')}; train it in a run of its own"
+                f"the recipe of {spec.name!r} asks for {recipe.precision} weights, the backbone was loaded as {found}; "
+                "train it in a run of its own"
             )
         self._images.get_all(spec)
         learned, held_out = spec, None
