@@ -126,19 +126,21 @@ async def photo(name: str, version: str, number: int, shared: Shared, caller: Us
 
 @router.post("/api/concepts/{name}/looking")
 async def looking(name: str, request: Request, shared: Shared, caller: User) -> dict[str, Any]:
-    """Say how much the identifier attends to each patch of a photo, layer by layer."""
+    """Say how the identifier's attention to a photo is shared out over its patches, mean over layers."""
     _, files = await read_form(request, RequestBody, max_bytes=shared.settings.max_body_bytes, max_files=1)
     (upload,) = files.get("image", [None])
     if upload is None:
         raise RequestError("expected a picture under the name image, found none", field="image")
 
-    def look() -> list[list[list[float]]]:
+    def look() -> list[list[float]]:
         image = decode_picture(upload.data, settings=shared.settings)
         weights = shared.engine.looking(image, concept=bare_name(name, field="name"), tenant=caller.tenant)
-        return [[[round(value, 6) for value in row] for row in layer] for layer in weights.tolist()]
+        # What goes elsewhere than to the photo differs from layer to layer; each layer has the same say.
+        shares = (weights / weights.sum(dim=(1, 2), keepdim=True)).mean(dim=0)
+        return [[round(value, 6) for value in row] for row in shares.tolist()]
 
     with shared.admission.place(caller):
-        return {"weights": await anyio.to_thread.run_sync(look)}
+        return {"shares": await anyio.to_thread.run_sync(look)}
 
 
 @router.get("/api/reports")

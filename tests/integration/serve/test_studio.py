@@ -47,13 +47,13 @@ def looking(client: httpx.Client, name: str, **files: bytes) -> httpx.Response:
     return client.post(f"/studio/api/concepts/{name}/looking", files={key: ("a", data) for key, data in files.items()})
 
 
-def test_a_map_is_one_share_for_each_patch_of_each_layer(server: Server) -> None:
+def test_a_map_shares_out_what_a_picture_gets(server: Server) -> None:
     with server.http(server.key("acme", "use")) as client:
-        reply = looking(client, "maeve", image=picture())
+        reply = looking(client, "maeve", image=picture(96, 64))
     assert reply.status_code == 200, reply.text
-    weights = reply.json()["weights"]
-    assert len({(len(layer), len(layer[0])) for layer in weights}) == 1
-    assert all(0 < sum(map(sum, layer)) <= 1 for layer in weights)
+    rows = reply.json()["shares"]
+    assert len(rows[0]) > len(rows) > 1
+    assert sum(map(sum, rows)) == pytest.approx(1, abs=1e-3)
 
 
 @pytest.mark.parametrize(
