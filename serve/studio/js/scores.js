@@ -34,7 +34,7 @@ export function scoresList() {
 
 export function scoresPage({ run }) {
   const body = h("div", { className: "stack" });
-  const element = h("div", {}, h("p", { className: "small" }, h("a", { href: "#/look" }, "Look")), body);
+  const element = h("div", {}, h("p", { className: "small" }, h("a", { href: "#/look" }, "Look"), " · ", h("code", { className: "soft" }, run)), body);
   const path = `/studio/api/reports/${encodeURIComponent(run)}`;
 
   async function show() {
@@ -56,7 +56,7 @@ export function scoresPage({ run }) {
     };
     fill(body,
       h("div", { className: "row spread" },
-        h("div", {}, h("h1", {}, "How well it does"), h("p", { className: "lead" }, "Means over concepts, with the interval that holds 95 % of resampled means below.")),
+        h("div", {}, h("h1", {}, "How well it does"), h("p", { className: "lead" }, "Means over concepts; below each, the interval that holds 95 % of resampled means.")),
         h("button", { onclick: save }, "Save the whole report")), told,
       report.sections.map(section),
       part("Measured how", h("dl", { className: "facts-of" }, report.conditions.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]))),
