@@ -31,8 +31,8 @@ STEPS = int(os.environ.get("OMNIFARM_STUDIO_STEPS", "24"))
 CHROMIUM = os.environ.get("OMNIFARM_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
-# A loaded machine draws slowly; nothing here waits this long on a quiet one.
-PATIENCE_MS = 90_000
+# A loaded machine draws and learns slowly; nothing here waits this long on a quiet one.
+PATIENCE_MS = 90_000 + 1_000 * STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
