@@ -29,6 +29,7 @@ from omnifarm.farm import ray_cluster
 from omnifarm.farm.planner import plan_cells
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import configure
+from omnifarm.training.compiling import compiling_pays
 
 
 class ClusterWork:
@@ -61,7 +62,11 @@ class ClusterWork:
                 num_workers=shape.num_workers,
                 cpus_per_worker=shape.cpus_per_worker,
                 use_gpu=shape.use_gpu,
-                worker=WorkerSettings(lanes=shape.lanes, lanes_per_pack=LANES),
+                worker=WorkerSettings(
+                    lanes=shape.lanes,
+                    lanes_per_pack=LANES,
+                    compiled=compiling_pays(num_concepts=num_jobs, steps=recipe.steps, num_workers=shape.num_workers),
+                ),
             )
         )
 

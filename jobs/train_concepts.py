@@ -32,6 +32,7 @@ from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import configure
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
+from omnifarm.training.compiling import compiling_pays
 
 _MAX_READ = 500
 
@@ -63,7 +64,14 @@ def main(
     ] = None,
     checkpoint_s: Annotated[float, typer.Option(help="Seconds of work that a crash may cost.")] = 30.0,
     lease_s: Annotated[float, typer.Option(help="Seconds until a silent worker's concepts are taken over.")] = 40.0,
+    track: Annotated[
+        str | None, typer.Option(help="Where losses go besides the artifacts: mlflow, wandb or trackio.")
+    ] = None,
     max_failures: Annotated[int, typer.Option(help="Failures of one cell, and failed cells, before giving up.")] = 8,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compiled/--eager", help="Compile in every worker first; default: where it pays in time."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
 ) -> None:
     """Learn every concept at a place; exit code 1 if any failed, 2 if the job could not run."""
@@ -114,10 +122,16 @@ def main(
             settings = WorkerSettings(
                 lanes=shape.lanes,
                 lanes_per_pack=lanes_per_pack,
+                compiled=compiling_pays(
+                    num_concepts=len(pending), steps=chosen.recipe.steps, num_workers=shape.num_workers
+                )
+                if compiled is None
+                else compiled,
                 checkpoint_s=checkpoint_s,
                 lease_s=lease_s,
                 heartbeat_s=min(5.0, lease_s / 4),
                 stop_at_s=None if deadline is None else clock.now_s() + deadline,
+                track=track,
             )
 
             def run_cell(name: str, num_workers: int) -> None:

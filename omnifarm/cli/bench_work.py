@@ -29,6 +29,7 @@ from omnifarm.farm.worker_process import run_worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.base import Store
 from omnifarm.store.open import open_store
+from omnifarm.training.compiling import compiling_pays
 from omnifarm.training.workbench import DTYPES
 
 LANES = 4
@@ -66,9 +67,14 @@ class LocalWork:
 
     def train(self, *, store_url: str, backbone: str, num_jobs: int, recipe: TrainingRecipe) -> None:
         """See `Work.train`."""
-        values = {"store": store_url, "backbone": backbone, "recipe": recipe.to_json()}
         # A worker trains several lanes at once, so few jobs need few workers.
         workers = min(self._workers, -(-num_jobs // 2))
+        values = {
+            "store": store_url,
+            "backbone": backbone,
+            "recipe": recipe.to_json(),
+            "compiled": compiling_pays(num_concepts=num_jobs, steps=recipe.steps, num_workers=workers),
+        }
         self._each(train_share, [{**values, "threads": self._workers // workers}] * workers)
 
     def ask(self, shares: Sequence[Mapping[str, Any]]) -> None:
@@ -99,7 +105,7 @@ def train_share(values: Mapping[str, Any]) -> None:
         store_url=values["store"],
         backbone=values["backbone"],
         recipe=TrainingRecipe.from_json(values["recipe"]),
-        settings=WorkerSettings(lanes=LANES, lanes_per_pack=LANES, poll_s=0.2),
+        settings=WorkerSettings(lanes=LANES, lanes_per_pack=LANES, poll_s=0.2, compiled=values["compiled"]),
     )
 
 

@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 from omnifarm.clock import Clock
 from omnifarm.errors import FarmError, OmniFarmError, StoreError
 from omnifarm.farm.control import FarmControl, Order
-from omnifarm.farm.index import LATER, READY
+from omnifarm.farm.index import FAILED, LATER, READY
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.sharing import Demand, DriverRegistry, fair_shares
 from omnifarm.logs import event
 
 _logger = logging.getLogger(__name__)
+
+_COUNT_EVERY_S = 15.0
+_COUNT_SHARE = 0.05
+_DEPTHS = {"omnifarm_queue_ready": READY, "omnifarm_queue_under_way": LATER, "omnifarm_queue_failed": FAILED}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,6 +145,7 @@ class CellFleet:
         self._stopped: list[str] = []
         self._num_started = 0
         self._num_failures = 0
+        self._count_at_s = self._clock.monotonic_s()
 
     def run(self, *, is_over: Callable[[], bool]) -> None:
         """Keep cells running until `is_over` or the pool has nothing left to do, or the farm is told to stop.
@@ -184,6 +189,17 @@ class CellFleet:
         for size in decision.start:
             self._start(size)
         self._metrics.gauge("omnifarm_cells", len(self._cells))
+        self._report_depths()
+
+    def _report_depths(self) -> None:
+        """Count the whole queue now and then: a request per thousand jobs, at most a twentieth of the time."""
+        began_s = self._clock.monotonic_s()
+        if began_s < self._count_at_s:
+            return
+        for name, kind in _DEPTHS.items():
+            self._metrics.gauge(name, sum(1 for _ in self._queue.index.entries(kind)))
+        ended_s = self._clock.monotonic_s()
+        self._count_at_s = ended_s + max(_COUNT_EVERY_S, (ended_s - began_s) / _COUNT_SHARE)
 
     def _wanted(self, capacity: int) -> int:
         """Return for how many workers there are concepts, as far as that matters for `capacity`."""

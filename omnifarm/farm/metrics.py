@@ -4,6 +4,7 @@ from typing import Protocol
 
 COUNTERS = {
     "omnifarm_steps_total": "Optimizer steps taken, over all lanes.",
+    "omnifarm_tokens_total": "Tokens computed in training; those that samples share count once.",
     "omnifarm_concepts_committed_total": "Concepts committed by this worker.",
     "omnifarm_attempts_failed_total": "Attempts that ended in an error.",
     "omnifarm_lease_takeovers_total": "Jobs taken over after their worker fell silent.",
@@ -16,8 +17,7 @@ GAUGES = {
     "omnifarm_lanes": "Concepts in training.",
     "omnifarm_loss": "Mean loss of the lanes' last steps.",
     "omnifarm_queue_ready": "Jobs that wait for a worker.",
-    "omnifarm_queue_held": "Jobs held by workers.",
-    "omnifarm_queue_resting": "Jobs that rest after a failed attempt.",
+    "omnifarm_queue_under_way": "Jobs held by workers, or resting after a failed attempt.",
     "omnifarm_queue_failed": "Jobs given up.",
     "omnifarm_cells": "Cells running for a driver.",
 }

@@ -26,6 +26,7 @@ from omnifarm.farm.job import JobRecord, LeaseLostError, pool_of
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, checkpoint_key
+from omnifarm.farm.tracking import LaneLog, Tracker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import event
 from omnifarm.store.base import Store
@@ -64,6 +65,7 @@ class Worker:
         settings: How to work.
         cell: The cell it belongs to, which may be told to stop; None outside a cluster.
         metrics: Where numbers go.
+        tracker: Where the lanes' losses go, besides their artifacts.
         clock: Time.
     """
 
@@ -77,6 +79,7 @@ class Worker:
         settings: WorkerSettings | None = None,
         cell: str | None = None,
         metrics: Metrics | None = None,
+        tracker: Tracker | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._id = worker_id
@@ -86,6 +89,7 @@ class Worker:
         self._settings = settings or WorkerSettings()
         self._cell = cell
         self._metrics = metrics or NoMetrics()
+        self._lane_log = LaneLog(tracker)
         self._clock = clock or SystemClock()
         self._pool = pool_of(recipe_digest=recipe.digest(), backbone_fingerprint=workbench.fingerprint)
         self._queue = JobQueue(store, clock=self._clock)
@@ -122,12 +126,13 @@ class Worker:
 
     def step(self) -> None:
         """Advance every lane by one step; set aside those that are over; renew and save when due."""
-        num_lanes = len(self._held)
+        num_lanes, num_tokens = len(self._held), self._workbench.trainer.count.num_tokens
         for lane in self._workbench.trainer.step():
             held = self._held.pop(lane.name)
             held.ended_s = self._clock.monotonic_s()
             self._over.append(held)
         self._metrics.count("omnifarm_steps_total", num_lanes)
+        self._metrics.count("omnifarm_tokens_total", self._workbench.trainer.count.num_tokens - num_tokens)
         self._heartbeat_if_due()
         now_s = self._clock.monotonic_s()
         if now_s - self._saved_s >= self._settings.checkpoint_s:
@@ -199,6 +204,7 @@ class Worker:
         else:
             self._workbench.trainer.add(lane)
             self._held[lane.name] = _Held(record=record, spec=spec, lane=lane, saved_step=lane.step)
+            self._lane_log.begin(record, lane)
             event(_logger, "lane_started", concept=record.name, worker=self._id, step=lane.step, steps=record.num_steps)
             # Preparing the next job's pictures takes time in which nobody steps.
             self._heartbeat_if_due()
@@ -252,6 +258,7 @@ class Worker:
             # What it did until then says more than the reason alone.
             self._store.put(_curve_key(record), curve_parquet(lane))
             self._fail(record, reason=lane.stopped, retryable=False)
+            self._lane_log.end(record, lane, is_learned=False)
             return
         if held.finished is None:
             held.finished = self._workbench.finish(lane, spec=held.spec, identity=record.job_id)
@@ -264,10 +271,12 @@ class Worker:
         except (LeaseLostError, NotFoundError) as error:
             self._metrics.count("omnifarm_leases_lost_total")
             event(_logger, "late_commit_discarded", concept=record.name, worker=self._id, reason=str(error))
+            self._lane_log.end(record, lane, is_learned=False)
             return
         self._metrics.count("omnifarm_concepts_committed_total")
         self._metrics.observe("omnifarm_commit_seconds", self._clock.monotonic_s() - held.ended_s)
         event(_logger, "concept_learned", concept=record.name, worker=self._id, first=is_first, train_s=lane.train_s)
+        self._lane_log.end(record, lane, is_learned=True)
         self._store.delete(checkpoint_key(record.job_id))
 
     def _heartbeat_if_due(self) -> None:
@@ -281,6 +290,7 @@ class Worker:
         with self._patiently("renewing leases"):
             for held in [*self._held.values(), *self._over]:
                 self._renew(held)
+        self._lane_log.look((held.record, held.lane) for held in self._held.values())
         losses = [held.lane.losses[-1].total for held in self._held.values() if held.lane.losses]
         if losses:
             self._metrics.gauge("omnifarm_loss", sum(losses) / len(losses))
@@ -294,6 +304,7 @@ class Worker:
         except (LeaseLostError, NotFoundError) as error:
             self._metrics.count("omnifarm_leases_lost_total")
             event(_logger, "lane_let_go", level=logging.WARNING, concept=name, worker=self._id, reason=str(error))
+            self._lane_log.end(held.record, held.lane, is_learned=False)
             if held in self._over:
                 self._over.remove(held)
             else:
@@ -319,6 +330,7 @@ class Worker:
         for name, held in list(self._held.items()):
             with contextlib.suppress(LeaseLostError), self._patiently("giving a job back"):
                 self._queue.release(held.record)
+            self._lane_log.end(held.record, held.lane, is_learned=False)
             self._workbench.trainer.remove(name)
             del self._held[name]
 

@@ -2,9 +2,11 @@
 
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.farm.metrics import Metrics
+from omnifarm.farm.tracking import open_tracker
 from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.open import open_store
+from omnifarm.training.compiling import has_compiler
 from omnifarm.training.workbench import Workbench
 
 
@@ -35,13 +37,16 @@ def run_worker(
         sharding=sharding,
         lanes_per_pack=settings.lanes_per_pack,
         store=store,
+        compiled=settings.compiled and has_compiler(device),
     )
-    Worker(
-        worker_id,
-        store=store,
-        workbench=workbench,
-        recipe=recipe,
-        settings=settings,
-        cell=cell,
-        metrics=metrics,
-    ).run()
+    with open_tracker(settings.track) as tracker:
+        Worker(
+            worker_id,
+            store=store,
+            workbench=workbench,
+            recipe=recipe,
+            settings=settings,
+            cell=cell,
+            metrics=metrics,
+            tracker=tracker,
+        ).run()

@@ -3,16 +3,20 @@
 from dataclasses import dataclass
 
 from omnifarm.errors import ConfigError
+from omnifarm.farm.tracking import check_tracker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSettings:
-    """How a worker works; none of it changes what is learned."""
+    """How a worker works; none of it changes what is learned, but for rounding."""
 
     lanes: int = 4
     """Concepts trained side by side."""
     lanes_per_pack: int = 1
     """Lanes that share one forward; 1 keeps a lane's result exactly what it would be alone."""
+    compiled: bool = False
+    """Fuse what surrounds attention with torch.compile, where the worker has a compiler: see `training/compiling.py`.
+    Sums are rounded elsewhere than without it."""
     lease_s: float = 40.0
     """Seconds after which an unrenewed lease may be taken over."""
     heartbeat_s: float = 5.0
@@ -26,6 +30,8 @@ class WorkerSettings:
     """Seconds for which the store may be away before the worker gives up."""
     stop_at_s: float | None = None
     """Seconds since the epoch at which to save, give everything back and leave; None for never."""
+    track: str | None = None
+    """Where losses go besides the artifacts, see `tracking.TRACKERS`; None for nowhere."""
 
     def __post_init__(self) -> None:
         for name in ("lanes", "lanes_per_pack"):
@@ -34,6 +40,8 @@ class WorkerSettings:
         for name in ("lease_s", "heartbeat_s", "checkpoint_s", "poll_s", "patience_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"worker: {name} must be above 0 seconds, found {getattr(self, name)}")
+        if self.track is not None:
+            check_tracker(self.track)
         if self.heartbeat_s * 2 > self.lease_s:
             raise ConfigError(
                 f"worker: heartbeat_s {self.heartbeat_s} must be at most half of lease_s {self.lease_s}, "

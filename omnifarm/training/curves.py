@@ -45,11 +45,12 @@ def loss_curve(lane: Lane, *, max_points: int = 200) -> dict[str, list[float | N
     windows = [lane.losses[start : start + width] for start in range(0, len(lane.losses), width)]
     curve: dict[str, list[float | None]] = {"step": [float(index * width) for index in range(len(windows))]}
     for name in _COLUMNS:
-        curve[name] = [_mean([getattr(one, name) for one in window]) for window in windows]
+        curve[name] = [finite_mean(getattr(one, name) for one in window) for window in windows]
     return curve
 
 
-def _mean(values: list[float]) -> float | None:
+def finite_mean(values: Iterable[float]) -> float | None:
+    """Return the mean of the finite numbers, None if there are none."""
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else None
 

@@ -9,6 +9,7 @@ from omnifarm.errors import FarmError
 from omnifarm.farm.cells import CellFleet, Decision, FleetPlan, decide
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobIdentity, JobState, pool_of
+from omnifarm.farm.metrics import NoMetrics
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.sharing import Demand, DriverRegistry
 from omnifarm.store.memory import MemoryStore
@@ -67,7 +68,12 @@ class Farm:
                 for record in self.queue.lease_next(name, pool=POOL, ttl_s=60):
                     self.queue.complete(record, artifact="a")
 
-    def fleet(self, run_cell: Callable[[str, int], None] | None = None, plan: FleetPlan = PLAN) -> CellFleet:
+    def fleet(
+        self,
+        run_cell: Callable[[str, int], None] | None = None,
+        plan: FleetPlan = PLAN,
+        metrics: NoMetrics | None = None,
+    ) -> CellFleet:
         return CellFleet(
             "d",
             plan=plan,
@@ -77,6 +83,7 @@ class Farm:
             capacity=lambda: self.capacity,
             run_cell=run_cell or self.run_cell,
             clock=self.clock,
+            metrics=metrics,
         )
 
 
@@ -112,6 +119,20 @@ def test_cells_come_and_go_with_nodes_and_other_drivers() -> None:
     farm.may_work.set()
     fleet.run(is_over=lambda: False)
     assert farm.queue.is_drained(POOL)
+
+
+def test_a_driver_reports_how_deep_the_whole_queue_is() -> None:
+    farm, seen = Farm(num_jobs=5), dict[str, float]()
+
+    class Noted(NoMetrics):
+        def gauge(self, name: str, value: float) -> None:
+            seen[name] = value
+
+    for record in farm.queue.lease_next("w", pool=POOL, ttl_s=60, max=3)[:1]:
+        farm.queue.fail(record, reason="no good", retryable=False)
+    farm.fleet(metrics=Noted())._adjust()
+    depths = {name.removeprefix("omnifarm_queue_"): value for name, value in seen.items() if "queue" in name}
+    assert depths == {"ready": 2, "under_way": 2, "failed": 1}
 
 
 def test_a_driver_whose_concepts_are_done_leaves_the_work_of_others() -> None:

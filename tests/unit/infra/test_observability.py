@@ -40,6 +40,14 @@ def test_every_number_that_the_code_reports_is_shown() -> None:
     assert {name for name in hidden if name not in shown} == set()
 
 
+def test_every_number_in_the_tables_is_reported_by_somebody() -> None:
+    from omnifarm.farm.metrics import COUNTERS, GAUGES, HISTOGRAMS
+
+    tables = ROOT / "omnifarm" / "farm" / "metrics.py"
+    code = " ".join(path.read_text() for path in (ROOT / "omnifarm").rglob("*.py") if path != tables)
+    assert {name for name in {**COUNTERS, **GAUGES, **HISTOGRAMS} if f'"{name}"' not in code} == set()
+
+
 def test_rates_are_taken_of_counters_and_of_nothing_else() -> None:
     for text in expressions():
         for name in re.findall(r"\b(?:rate|increase)\((ray_\w+)", text):
