@@ -110,7 +110,9 @@ def test_a_training_that_fails_says_why(
     name = page.get_by_label("Name", exact=True).input_value()
     page.get_by_role("button", name="Start teaching").click()
     learning = page.get_by_role("region", name=f"Learning <{name}>")
-    expect(learning.get_by_role("alert")).to_contain_text(re.compile("That did not work.*The soft tokens grew .*lower the learning rate", re.DOTALL))
+    expect(learning.get_by_role("alert")).to_contain_text(
+        re.compile("That did not work.*The soft tokens grew .*lower the learning rate", re.DOTALL)
+    )
     expect(learning).to_contain_text("what you uploaded is still there")
     page.screenshot(path=pictures / "failed.png")
     learning.get_by_role("button", name="Close").click()
