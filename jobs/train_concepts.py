@@ -45,7 +45,7 @@ def main(
     batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 weights.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float8 weights.")] = None,
     recipe: Annotated[str | None, typer.Option(help='More recipe settings as JSON, such as {"num_und": 8}.')] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this concept; may be repeated.")] = None,
     cells: Annotated[str, typer.Option(help="Most cells at a time: a number, or auto for as many as fit.")] = "auto",

@@ -28,6 +28,9 @@ def run(
     quick: option.Quick = False,
     variants: option.Variants = "default",
     baselines: option.Baselines = "default",
+    others: option.Others = "",
+    others_url: option.OthersUrl = option.OPENAI,
+    local_models: option.LocalModels = "",
     seeds: option.Seeds = "0",
     steps: option.Steps = None,
     recipe: option.Recipe = None,
@@ -35,6 +38,8 @@ def run(
     images: option.Images = None,
     name: option.Name = "",
     workers: option.Workers = None,
+    at_once: option.AtOnce = option.AT_ONCE,
+    retry_failed: option.RetryFailed = False,
     protocol: option.ProtocolName = "strict",
     judge: option.Judge = "",
     judge_url: option.JudgeUrl = option.OPENAI,
@@ -59,6 +64,9 @@ def run(
         quick=quick,
         variants=variants,
         baselines=baselines,
+        others=others,
+        others_url=others_url,
+        local_models=local_models,
         seeds=seeds,
         steps=steps,
         recipe=recipe,
@@ -79,8 +87,7 @@ def run(
     work = LocalWork(workers=workers or len(os.sched_getaffinity(0)))
     prepared = bench_run.prepare(plan, store_url=store)
     bench_run.say(f"run {plan.run}: {len(plan.rows)} rows, {len(prepared.data.benchmark.items)} items")
-    bench_run.train(prepared, work)
-    bench_run.ask(prepared, work)
+    bench_run.carry_out(prepared, work, at_once=at_once, retry_failed=retry_failed)
     show(bench_run.score(prepared, scoring, command=command_line()), store=store, as_json=json)
 
 
@@ -132,12 +139,12 @@ def items(
     from collections import Counter
     from pathlib import Path
 
-    from omnifarm.bench.data.load import load_benchmark
+    from omnifarm.bench.data.load import load_benchmark, with_gaps
     from omnifarm.cli import bench_settings as settings
 
     plan = settings.plan_of(data=data, quick=quick, concepts=concepts, images=images)
     with tempfile.TemporaryDirectory() as scratch:
-        benchmark = load_benchmark(data, sizes=plan.sizes, scratch=Path(scratch)).benchmark
+        benchmark = with_gaps(load_benchmark(data, sizes=plan.sizes, scratch=Path(scratch))).benchmark
     counts = Counter((item.concept, item.task) for item in benchmark.items)
     tasks = list(dict.fromkeys(item.task for item in benchmark.items))
     if json:
@@ -182,23 +189,24 @@ def compare(
 
 def show(report: dict[str, Any], *, store: str, as_json: bool) -> None:
     """Print a finished report: all of it as JSON, or its paper columns and where the page is."""
-    from omnifarm.bench.report.markdown import cell_text, columns_of, rows_of
+    from omnifarm.bench.report.markdown import SECTIONS, cell_text, columns_of, rows_of
 
     if as_json:
         print_json(report)
         return
-    columns = [
-        column
-        for section in ("paper", "world")
-        for column in columns_of(report, section)
-        if any(cells.get(column["key"], {}).get("value") is not None for cells in report["cells"].values())
-    ]
-    rows = rows_of(report, columns)
-    table = Table("measured", *(title for _, title, _ in rows), title=report["run"])
-    for column in columns:
-        found = [cells.get(column["key"]) for _, _, cells in rows]
-        table.add_row(column["title"], *("-" if cell is None else cell_text(cell).partition(" [")[0] for cell in found))
-    results.print(table)
+    for section, title in SECTIONS:
+        columns = [
+            column
+            for column in columns_of(report, section)
+            if any(cells.get(column["key"], {}).get("value") is not None for cells in report["cells"].values())
+        ]
+        if not columns or section not in ("paper", "world"):
+            continue
+        table = Table("measured", *(column["title"] for column in columns), title=f"{report['run']}: {title}")
+        for _, name, cells in rows_of(report, columns):
+            found = [cells.get(column["key"]) for column in columns]
+            table.add_row(name, *("-" if cell is None else cell_text(cell).partition(" [")[0] for cell in found))
+        results.print(table)
     people.print(f"report: {store.rstrip('/')}/{report['folder']}/report.html", markup=False)
 
 
@@ -208,6 +216,7 @@ def command_line() -> str:
 
 
 def _report(place: str) -> dict[str, Any]:
+    from omnifarm.bench.report.build import SCHEMA_VERSION
     from omnifarm.errors import ConfigError
     from omnifarm.store.open import open_store
 
@@ -216,6 +225,6 @@ def _report(place: str) -> dict[str, Any]:
         report = json_module.loads(open_store(folder).get("report.json").data)
     except ValueError as error:
         raise ConfigError(f"{folder}/report.json is no report ({error}); score the run again") from error
-    if not isinstance(report, dict) or report.get("schema_version") != 1:
+    if not isinstance(report, dict) or report.get("schema_version") != SCHEMA_VERSION:
         raise ConfigError(f"{folder}/report.json is no report of this version; score the run again")
     return report

@@ -121,6 +121,7 @@ async def edit(
             replay=body.replay or "off",
             think=body.think,
             step_reuse=body.step_reuse,
+            keep_unchanged=body.keeps_unchanged,
             partial_every=_partial_every(body, options),
             tenant=caller.tenant,
         )

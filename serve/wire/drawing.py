@@ -86,7 +86,15 @@ class GenerateBody(DrawBody):
 class EditBody(DrawBody):
     """A picture from pictures and an instruction; the pictures are the files `image` (or `image[]`)."""
 
-    input_fidelity: Annotated[Literal["low", "high"] | None, Field(description="Accepted, without effect.")] = None
+    input_fidelity: Annotated[
+        Literal["low", "high"] | None,
+        Field(description="high: pixels that the edit leaves alone are the source's own; low: all are drawn anew."),
+    ] = None
+
+    @property
+    def keeps_unchanged(self) -> bool | None:
+        """What `input_fidelity` says of pixels an edit leaves alone; None leaves it to the backbone."""
+        return None if self.input_fidelity is None else self.input_fidelity == "high"
 
 
 class Trace(BaseModel):
