@@ -234,7 +234,8 @@ class _Bench:
             return door.ask(_question(name), max_tokens=_ANSWER_TOKENS)
         if kind == "images":
             return self._image(self.engine, name, index)
-        return door.edit(self._photo, _instruction(name), options=self.options(kind), seed=index)
+        # The official way decodes what was edited and leaves it at that.
+        return door.edit(self._photo, _instruction(name), options=self.options(kind), seed=index, keep_unchanged=False)
 
     def _image(self, engine: Engine, name: str, seed: int) -> Request:
         return engine.door.generate(
