@@ -60,7 +60,7 @@ def test_a_deleted_concept_leaves_nothing_and_its_neighbour_everything(farm: Far
     before = set(farm.store.list())
     report = erase_concept("ada", store=farm.store, queue=farm.queue)
     left = set(farm.store.list())
-    assert (report.versions, report.jobs, report.untraced) == (1, 1, ())
+    assert (report.versions, report.jobs) == (1, 1)
     assert report.objects == len(before - left)
     assert not [key for key in left if "/ada/" in key or jobs["ada"] in key]
     assert farm.repository.latest("bob").version == jobs["bob"]
@@ -70,11 +70,13 @@ def test_a_deleted_concept_leaves_nothing_and_its_neighbour_everything(farm: Far
     assert farm.repository.latest("ada").version == jobs["ada"]
 
 
-def test_photographs_that_are_gone_are_named(farm: Farm, tmp_path: Path) -> None:
-    farm.folder = write_concepts(tmp_path / "moved", ["eve"])
+def test_prepared_pictures_go_also_when_the_photographs_went_first(farm: Farm, tmp_path: Path) -> None:
+    farm.folder = write_concepts(tmp_path / "concepts", ["eve"])
     farm.learn()
+    assert len(list(farm.store.list("prepared/"))) == 2
     farm.folder.rename(tmp_path / "away")
-    assert erase_concept("eve", store=farm.store, queue=farm.queue).untraced == (str(tmp_path / "moved"),)
+    erase_concept("eve", store=farm.store, queue=farm.queue)
+    assert list(farm.store.list()) == []
 
 
 def test_a_rollback_holds_until_the_concept_is_learned_anew(farm: Farm) -> None:
