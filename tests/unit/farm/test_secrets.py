@@ -1,6 +1,7 @@
 """Whatever happens on a farm, no credential of its environment is in a record, in any other object, or in the log."""
 
 import io
+import logging
 from pathlib import Path
 
 import pytest
@@ -30,26 +31,25 @@ def test_no_credential_is_written_anywhere(
     for name, value in {**SECRETS, **seaweedfs.environment()}.items():
         monkeypatch.setenv(name, value)
     secret = seaweedfs.environment()["AWS_SECRET_ACCESS_KEY"]
-    log = io.StringIO()
+    log, ours = io.StringIO(), logging.getLogger("omnifarm")
+    for name in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(ours, name, getattr(ours, name))  # to be put back
     configure(level="DEBUG", stream=log)
-    try:
-        store = open_store(f"s3://{seaweedfs.bucket}/no-secrets")
-        queue = JobQueue(store, clock=SystemClock())
-        backbone = inspect_backbone(str(CHECKPOINT), overrides=RECIPE)
-        folder = write_concepts(tmp_path, ["ada", "bob", "eve"], bad="eve")
-        jobs = {job.name: job for job in submit_concepts(str(folder), queue=queue, backbone=backbone)}
-        worker = Worker(
-            "w",
-            store=store,
-            workbench=Workbench(load_backbone(str(CHECKPOINT)), store=store),
-            recipe=backbone.recipe,
-        )
-        worker.run()
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-wrong")
-        with pytest.raises(OmniFarmError) as refused:
-            open_store(f"s3://{seaweedfs.bucket}/no-secrets").get("k")
-    finally:
-        configure()
+    store = open_store(f"s3://{seaweedfs.bucket}/no-secrets")
+    queue = JobQueue(store, clock=SystemClock())
+    backbone = inspect_backbone(str(CHECKPOINT), overrides=RECIPE)
+    folder = write_concepts(tmp_path, ["ada", "bob", "eve"], bad="eve")
+    jobs = {job.name: job for job in submit_concepts(str(folder), queue=queue, backbone=backbone)}
+    worker = Worker(
+        "w",
+        store=store,
+        workbench=Workbench(load_backbone(str(CHECKPOINT)), store=store),
+        recipe=backbone.recipe,
+    )
+    worker.run()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-wrong")
+    with pytest.raises(OmniFarmError) as refused:
+        open_store(f"s3://{seaweedfs.bucket}/no-secrets").get("k")
     states = {name: queue.get(job.job_id).state for name, job in jobs.items()}
     assert states == {"ada": JobState.COMMITTED, "bob": JobState.COMMITTED, "eve": JobState.FAILED}
     written = {key: store.get(key).data for key in store.list()}
