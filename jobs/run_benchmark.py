@@ -9,7 +9,7 @@ scores what is there with another judge.
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -20,7 +20,7 @@ from omnifarm.cli import bench_options as option
 from omnifarm.cli import bench_run
 from omnifarm.cli import bench_settings as settings
 from omnifarm.cli.bench import command_line, show
-from omnifarm.cli.bench_work import LANES, ask_share
+from omnifarm.cli.bench_work import LANES
 from omnifarm.cli.output import Json, people
 from omnifarm.cli.places import resolve_place
 from omnifarm.concept.recipe import TrainingRecipe
@@ -29,6 +29,7 @@ from omnifarm.farm import ray_cluster
 from omnifarm.farm.planner import plan_cells
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import configure
+from omnifarm.training.compiling import compiling_pays
 
 
 class ClusterWork:
@@ -61,15 +62,19 @@ class ClusterWork:
                 num_workers=shape.num_workers,
                 cpus_per_worker=shape.cpus_per_worker,
                 use_gpu=shape.use_gpu,
-                worker=WorkerSettings(lanes=shape.lanes, lanes_per_pack=LANES),
+                worker=WorkerSettings(
+                    lanes=shape.lanes,
+                    lanes_per_pack=LANES,
+                    compiled=compiling_pays(num_concepts=num_jobs, steps=recipe.steps, num_workers=shape.num_workers),
+                ),
             )
         )
 
-    def ask(self, shares: Sequence[Mapping[str, Any]]) -> None:
-        """See `Work.ask`; a task whose worker dies is run again and goes on."""
+    def each(self, do: Callable[[Mapping[str, Any]], object], shares: Sequence[Mapping[str, Any]]) -> None:
+        """See `Work.each`; a task whose worker dies is run again and goes on."""
         gpus = 1 if self._has_gpu else 0
         device = "cuda" if self._has_gpu else "cpu"
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(ask_share)
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(do)
         ray.get([task.remote({**share, "device": device, "threads": 1}) for share in shares])
 
 
@@ -80,6 +85,9 @@ def main(
     quick: option.Quick = False,
     variants: option.Variants = "default",
     baselines: option.Baselines = "default",
+    others: option.Others = "",
+    others_url: option.OthersUrl = option.OPENAI,
+    local_models: option.LocalModels = "",
     seeds: option.Seeds = "0",
     steps: option.Steps = None,
     recipe: option.Recipe = None,
@@ -87,6 +95,8 @@ def main(
     images: option.Images = None,
     name: option.Name = "",
     workers: option.Workers = None,
+    at_once: option.AtOnce = option.AT_ONCE,
+    retry_failed: option.RetryFailed = False,
     protocol: option.ProtocolName = "strict",
     judge: option.Judge = "",
     judge_url: option.JudgeUrl = option.OPENAI,
@@ -107,6 +117,9 @@ def main(
             quick=quick,
             variants=variants,
             baselines=baselines,
+            others=others,
+            others_url=others_url,
+            local_models=local_models,
             seeds=seeds,
             steps=steps,
             recipe=recipe,
@@ -129,8 +142,7 @@ def main(
         bench_run.say(f"run {plan.run}: {len(plan.rows)} rows, {len(prepared.data.benchmark.items)} items")
         ray_cluster.connect()
         work = ClusterWork(workers=workers)
-        bench_run.train(prepared, work)
-        bench_run.ask(prepared, work)
+        bench_run.carry_out(prepared, work, at_once=at_once, retry_failed=retry_failed)
         report = bench_run.score(prepared, scoring, command=command_line())
     except OmniFarmError as error:
         people.print(f"[red]error:[/] {escape(str(error))}")

@@ -32,6 +32,7 @@ from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import configure
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
+from omnifarm.training.compiling import compiling_pays
 
 _MAX_READ = 500
 
@@ -44,7 +45,7 @@ def main(
     batch_size: Annotated[int | None, typer.Option(help="Samples per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16 weights.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, bfloat16 or float8 weights.")] = None,
     recipe: Annotated[str | None, typer.Option(help='More recipe settings as JSON, such as {"num_und": 8}.')] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this concept; may be repeated.")] = None,
     cells: Annotated[str, typer.Option(help="Most cells at a time: a number, or auto for as many as fit.")] = "auto",
@@ -67,6 +68,10 @@ def main(
         str | None, typer.Option(help="Where losses go besides the artifacts: mlflow, wandb or trackio.")
     ] = None,
     max_failures: Annotated[int, typer.Option(help="Failures of one cell, and failed cells, before giving up.")] = 8,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compiled/--eager", help="Compile in every worker first; default: where it pays in time."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON on standard output.")] = False,
 ) -> None:
     """Learn every concept at a place; exit code 1 if any failed, 2 if the job could not run."""
@@ -117,6 +122,11 @@ def main(
             settings = WorkerSettings(
                 lanes=shape.lanes,
                 lanes_per_pack=lanes_per_pack,
+                compiled=compiling_pays(
+                    num_concepts=len(pending), steps=chosen.recipe.steps, num_workers=shape.num_workers
+                )
+                if compiled is None
+                else compiled,
                 checkpoint_s=checkpoint_s,
                 lease_s=lease_s,
                 heartbeat_s=min(5.0, lease_s / 4),

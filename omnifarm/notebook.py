@@ -21,7 +21,7 @@ from omnifarm.miniature.benchmark import write_concept_folders
 from omnifarm.serving.engine import Engine
 from omnifarm.serving.requests import Limits
 from omnifarm.store.open import open_store
-from omnifarm.training.workbench import DTYPES, Finished, Workbench
+from omnifarm.training.workbench import Finished, Workbench, precision_of
 
 
 def draw_concepts(folder: str | Path, *, seed: int = 0, persons: int = 0, pets: int = 1, objects: int = 0) -> list[str]:
@@ -77,7 +77,7 @@ def learn(
         ConceptError: A concept's data cannot be used.
         TrainingError: A concept could not be learned.
     """
-    precision = next(name for name, dtype in DTYPES.items() if dtype == backbone.model.dtype)
+    precision = precision_of(backbone.model)
     own = TrainingRecipe.from_json(backbone.config.defaults.get("recipe", {}))
     recipe = own.with_overrides({**settings, "precision": precision})
     workbench = Workbench(backbone, lanes_per_pack=max(1, min(len(concepts), 4)))

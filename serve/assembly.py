@@ -5,6 +5,7 @@ import json
 import httpx
 import torch
 
+from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.weights import load_backbone
 from omnifarm.clock import SystemClock
 from omnifarm.errors import ConfigError
@@ -41,6 +42,7 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None, repli
     spaces = _spaces(settings)
     probe_conditional_writes(spaces.root)
     loaded = load_backbone(settings.backbone, dtype=getattr(torch, settings.dtype), device=settings.device)
+    loaded.model.set_training_mode(compiled=settings.compiled)
     previews = Previews(spaces, clock=clock)
     engine = Engine(
         loaded,
@@ -50,6 +52,9 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None, repli
         ),
         clock=clock,
     )
+    if settings.compiled:
+        # Both experts, in the shapes' general form: whoever comes first does not wait for a compiler.
+        _compile(engine)
     metrics.registry.register(EngineFigures(engine))
 
     async def this_one() -> list[tuple[str, str]]:
@@ -72,6 +77,14 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None, repli
         replica=replica,
         is_behind_proxy=peers is not None,
     )
+
+
+def _compile(engine: Engine) -> None:
+    """Run a pass of every kind."""
+    options = SamplingOptions(num_timesteps=3, cfg_img_scale=2.0)
+    picture = engine.generate("A photo.", options=options, replay="off").image
+    engine.edit(picture, "Change it.", options=options, replay="off")
+    engine.ask("What is this?", image=picture, max_tokens=3)
 
 
 def build_trainer(settings: ServeSettings, *, turn_s: float = 60.0) -> ConceptTrainer:

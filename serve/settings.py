@@ -25,6 +25,9 @@ class ServeSettings:
     """Number format of the weights: `float32` or `bfloat16`."""
     threads: int = 0
     """CPU threads of one forward; 0 leaves it to torch."""
+    compiled: bool = False
+    """Compile what surrounds attention: faster, but a replica then takes a minute to start, and needs a C++ compiler on
+    a CPU. Float32 answers still follow the backbone, but no longer bit for bit whatever they share a batch with."""
     access: str = "keys"
     """`keys`: every request needs a tenant's key. `owner`: requests from this machine itself act for the whole store,
     without a key."""

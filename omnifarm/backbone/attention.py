@@ -25,7 +25,8 @@ class AttentionGroup:
     key_rows: Tensor | None
     """(B, K) rows of the keys; None when the group is all M rows in order, B = 1."""
     mask: Tensor | None
-    """(B, 1, Q, K) bool, true where a query sees a key; None when everybody sees everybody."""
+    """(B, 1, Q, K) bool, true where a query sees a key, or numbers to add to the scores; None when everybody sees
+    everybody."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

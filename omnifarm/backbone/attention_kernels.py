@@ -74,12 +74,7 @@ class MaskedMatmul:
         self._queries = [_per_head(query, head, num_heads) for query, _ in self._sizes if query is not None]
         self._keys = [_per_head(key, key_head, num_key_heads) for _, key in self._sizes if key is not None]
         self._biases = [
-            None
-            if group.mask is None
-            else torch.zeros(group.mask.shape, dtype=dtype, device=group.mask.device)
-            .masked_fill_(~group.mask, float("-inf"))
-            .expand(-1, num_heads, -1, -1)
-            .flatten(0, 1)
+            None if group.mask is None else _bias(group.mask, dtype).expand(-1, num_heads, -1, -1).flatten(0, 1)
             for group in plan.groups
         ]
         self._restore = _restored(plan, head)
@@ -139,15 +134,16 @@ def prepare_attention(
         num_key_heads: G.
         like: A tensor of the pass's type, on its device.
         needs_gradient: Whether a backward pass will follow.
-        kernel: A name in `KERNELS`; None takes matrix products for small training packs on the CPU, where they were
-            measured to be faster, and the fused kernel everywhere else.
+        kernel: A name in `KERNELS`; None takes matrix products for small packs on the CPU, in training and in bf16,
+            where they were measured to be faster, and the fused kernel everywhere else.
 
     Raises:
         ConfigError: No kernel has that name, or it cannot execute the plan.
     """
     if kernel is None:
         is_small = all(_num_scores(group) <= _MATMUL_ELEMENTS for group in plan.groups)
-        kernel = "matmul" if like.device.type == "cpu" and needs_gradient and is_small else "fused"
+        is_faster = needs_gradient or like.dtype == torch.bfloat16
+        kernel = "matmul" if like.device.type == "cpu" and is_faster and is_small else "fused"
     if kernel not in KERNELS:
         raise ConfigError(f"attention kernel must be one of {sorted(KERNELS)}, found {kernel!r}")
     return KERNELS[kernel](plan, num_heads=num_heads, num_key_heads=num_key_heads, dtype=like.dtype)
@@ -228,11 +224,23 @@ def _dense(plan: AttentionPlan) -> Tensor:
         places = torch.arange(place, place + batch * longest, device=visible.device)
         is_real = torch.isin(places, plan.restore).view(batch, longest)
         mask = torch.ones(batch, longest, group.key_rows.shape[1], dtype=torch.bool, device=visible.device)
-        mask &= is_real[:, :, None] if group.mask is None else group.mask[:, 0] & is_real[:, :, None]
+        mask &= is_real[:, :, None] if group.mask is None else _visible(group.mask)[:, 0] & is_real[:, :, None]
         which, query, key = torch.nonzero(mask, as_tuple=True)
         visible[group.query_rows[which, query], group.key_rows[which, key]] = True
         place += batch * longest
     return visible
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return numbers to add to the scores: 0 where visible, -inf elsewhere; a mask of numbers is that already."""
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+
+
+def _visible(mask: Tensor) -> Tensor:
+    """The opposite of `_bias`: bool, true where visible."""
+    return mask if mask.dtype == torch.bool else mask == 0
 
 
 def _per_head(rows_BL: Tensor, head_H: Tensor, num_heads: int) -> Tensor:

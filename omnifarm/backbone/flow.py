@@ -72,13 +72,13 @@ class SamplingOptions:
     @classmethod
     def for_generation(cls, config: BackboneConfig) -> Self:
         """Return the options for drawing from text: the backbone's own defaults over the class defaults."""
-        return cls.from_mapping(_without_size(config.defaults.get("generation", {})))
+        return cls.from_mapping(_sampling_only(config.defaults.get("generation", {})))
 
     @classmethod
     def for_editing(cls, config: BackboneConfig) -> Self:
         """Return the options for editing: the backbone's own defaults over the official editing values."""
         official = cls(cfg_img_scale=2.0, cfg_interval=(0.0, 1.0), cfg_renorm_type="text_channel")
-        return cls.from_mapping(_without_size(config.defaults.get("editing", {})), base=official)
+        return cls.from_mapping(_sampling_only(config.defaults.get("editing", {})), base=official)
 
     def scales_at(self, t: float) -> tuple[float, float]:
         """Return (text, image) guidance scales in force at shifted time t; (1, 1) outside the interval."""
@@ -210,6 +210,6 @@ def _renormalised(guided: Tensor, *, like: Tensor, least: float, per_token: bool
     return guided * factor
 
 
-def _without_size(values: Mapping[str, Any]) -> dict[str, Any]:
-    # "size" sits in the same block but belongs to the request, not to the sampler.
-    return {key: value for key, value in values.items() if key != "size"}
+def _sampling_only(values: Mapping[str, Any]) -> dict[str, Any]:
+    # These sit in the same blocks but belong to the request, not to the sampler.
+    return {key: value for key, value in values.items() if key not in ("size", "keep_unchanged")}

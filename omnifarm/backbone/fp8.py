@@ -40,6 +40,11 @@ def use_fp8(model: nn.Module) -> int:
     return count
 
 
+def uses_fp8(model: nn.Module) -> bool:
+    """Say whether `use_fp8` was applied to a model."""
+    return any(isinstance(module, Fp8Linear) for module in model.modules())
+
+
 class Fp8Linear(nn.Module):
     """A frozen linear layer with an 8-bit weight.
 

@@ -1,6 +1,8 @@
 """Asks a system everything that is not on file yet. Knows no metric, no judge and no process but its own."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from omnifarm.bench.replies import ReplyFile
@@ -18,7 +20,8 @@ def ask_all(
     tasks: Sequence[Task],
     base_seed: int,
     concepts: Sequence[str] = (),
-    on_reply: Callable[[Item], None] = lambda item: None,
+    at_once: int = 1,
+    retry_failed: bool = False,
     clock: Clock | None = None,
 ) -> int:
     """Ask what is missing, concept by concept.
@@ -30,14 +33,16 @@ def ask_all(
         tasks: Which tasks the system takes part in.
         base_seed: Seeds of items derive from it.
         concepts: Only these; empty for all. Any division of the concepts over processes gives the same replies.
-        on_reply: Called after each new reply.
-        clock: For `total_s`, the seconds a reply took, pictures read and all.
+        at_once: Items about one concept that are under way at the same time, each in a thread of its own; a system
+            on our backbone takes them through the model together. The replies do not depend on it.
+        retry_failed: Ask again what has failed, such as while an endpoint was away.
+        clock: For timings.
 
     Returns:
         How many items were asked.
     """
     clock = clock or SystemClock()
-    done = replies.done()
+    done = replies.done(with_failures=not retry_failed)
     asked = 0
     for concept in benchmark.concepts:
         if concepts and concept.name not in concepts:
@@ -45,34 +50,69 @@ def ask_all(
         missing = [item for item in benchmark.items_of(concept.name, *tasks) if (concept.name, item.id) not in done]
         if not missing:
             continue
+        asked += len(missing)
+        spent = _Spent(clock)
         try:
             system.fit(concept)
         except OmniFarmError as error:
             for item in missing:
-                replies.write(item, None, failure=f"not fitted: {error}", seed=item.seed(base_seed))
-                on_reply(item)
-            asked += len(missing)
+                replies.write(item, None, failure=f"not fitted: {error}", seed=item.seed(base_seed), at_once=at_once)
             continue
-        for item in missing:
-            seed = item.seed(base_seed)
-            began_s = clock.monotonic_s()
-            try:
-                reply = _ask(system, benchmark, item, seed=seed)
-            except OmniFarmError as error:
-                replies.write(item, None, failure=str(error), seed=seed)
-            else:
-                total_s = round(clock.monotonic_s() - began_s, 4)
-                replies.write(item, replace(reply, timings={**reply.timings, "total_s": total_s}), seed=seed)
-            asked += 1
-            on_reply(item)
+        ask = _Asking(system, benchmark, replies, base_seed=base_seed, at_once=at_once, spent=spent, clock=clock)
+        with ThreadPoolExecutor(at_once) as pool:
+            for _ in pool.map(ask, missing):
+                pass
     return asked
 
 
-def _ask(system: System, benchmark: Benchmark, item: Item, *, seed: int) -> Reply:
-    picture = benchmark.picture_of(item)
-    if item.task in UNDERSTANDING:
-        return system.answer(item.text, picture)
-    if item.task == "edit":
-        assert picture is not None, item
-        return system.edit(picture, item.text, seed=seed)
-    return system.generate(item.text, seed=seed)
+class _Spent:
+    """Divides the seconds of a process among its replies: each gets those since the reply before it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._last_s = clock.monotonic_s()
+
+    def take(self) -> float:
+        with self._lock:
+            now_s = self._clock.monotonic_s()
+            spent_s, self._last_s = now_s - self._last_s, now_s
+        return spent_s
+
+
+class _Asking:
+    """Asks one item and files what comes back; called from several threads."""
+
+    def __init__(
+        self,
+        system: System,
+        benchmark: Benchmark,
+        replies: ReplyFile,
+        *,
+        base_seed: int,
+        at_once: int,
+        spent: _Spent,
+        clock: Clock,
+    ) -> None:
+        self._system, self._benchmark, self._replies = system, benchmark, replies
+        self._base_seed, self._at_once, self._spent, self._clock = base_seed, at_once, spent, clock
+
+    def __call__(self, item: Item) -> None:
+        seed = item.seed(self._base_seed)
+        began_s = self._clock.monotonic_s()
+        try:
+            reply = self._ask(item, seed=seed)
+        except OmniFarmError as error:
+            self._replies.write(item, None, failure=str(error), seed=seed, at_once=self._at_once)
+            return
+        total_s = self._clock.monotonic_s() - began_s
+        timings = {**reply.timings, "total_s": round(total_s, 4), "spent_s": round(self._spent.take(), 4)}
+        self._replies.write(item, replace(reply, timings=timings), seed=seed, at_once=self._at_once)
+
+    def _ask(self, item: Item, *, seed: int) -> Reply:
+        picture = self._benchmark.picture_of(item)
+        if item.task in UNDERSTANDING:
+            return self._system.answer(item.text, picture)
+        if item.task == "edit":
+            assert picture is not None, item
+            return self._system.edit(picture, item.text, seed=seed)
+        return self._system.generate(item.text, seed=seed)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from omnifarm.bench.rows import ROWS, Row, chosen_rows
+from omnifarm.bench.others import OtherModel
+from omnifarm.bench.rows import OWN_LEARNING, ROWS, Row, chosen_rows
 from omnifarm.bench.tasks import Sizes
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError
@@ -34,11 +35,13 @@ class RunPlan:
     """How much is asked."""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     """Recipe settings of every learned row, such as fewer steps."""
+    others: tuple[OtherModel, ...] = ()
+    """Rows that are other models."""
     name: str = ""
     """Name of the run; empty derives one from everything above, so that the same command goes on with its own run."""
 
     def __post_init__(self) -> None:
-        if not self.rows or not self.seeds:
+        if not (self.rows or self.others) or not self.seeds:
             raise ConfigError("a run needs at least one row and one seed")
         if self.name and not _NAME.fullmatch(self.name):
             raise ConfigError(f"a run's name is 1 to 80 letters, digits, '_', '.' or '-', found {self.name!r}")
@@ -58,15 +61,24 @@ class RunPlan:
 
     def chosen(self) -> list[Row]:
         """Return the rows, in the order of the report."""
-        return chosen_rows(self.rows)
+        return [*chosen_rows(self.rows), *(other.row() for other in self.others)]
+
+    def row(self, key: str) -> Row:
+        """Return one of the rows."""
+        return next(row for row in self.chosen() if row.key == key)
+
+    def other(self, row: Row) -> OtherModel:
+        """Return the model behind a row that is another model."""
+        return next(other for other in self.others if other.key == row.key)
 
     def recipe_of(self, row: Row, base: TrainingRecipe, *, seed: int) -> TrainingRecipe:
         """Return how a row learns under one seed; the rows of one recipe share their training."""
         return row.recipe_of(base.with_overrides(self.recipe)).with_overrides({"seed": seed})
 
-    def training_key(self, recipe: TrainingRecipe, *, fingerprint: str, data: str) -> str:
+    def training_key(self, row: Row, recipe: TrainingRecipe, *, fingerprint: str, data: str) -> str:
         """Return the key of a training's store: same data, recipe and backbone, same place, whichever run asks."""
-        digest = hashlib.sha256(json.dumps([recipe.digest(), fingerprint, data]).encode()).hexdigest()
+        how = [row.kind] if row.kind in OWN_LEARNING else []
+        digest = hashlib.sha256(json.dumps([recipe.digest(), fingerprint, data, *how]).encode()).hexdigest()
         return f"{PREFIX}/training/{digest[:24]}"
 
     def replies_key(self, row: Row, *, seed: int) -> str:
@@ -75,7 +87,12 @@ class RunPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {**asdict(self), "rows": list(self.rows), "seeds": list(self.seeds)}
+        return {
+            **asdict(self),
+            "rows": list(self.rows),
+            "seeds": list(self.seeds),
+            "others": list(map(asdict, self.others)),
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -90,6 +107,7 @@ class RunPlan:
                 "sizes": Sizes(**values["sizes"]),
                 "rows": tuple(values["rows"]),
                 "seeds": tuple(values["seeds"]),
+                "others": tuple(OtherModel(**one) for one in values["others"]),
             }
             plan = cls(**given)
         except (KeyError, TypeError) as error:

@@ -20,7 +20,7 @@ from omnifarm.bench.tasks import Item
 from omnifarm.errors import StoreError
 from omnifarm.store.base import Store
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the records' fields."""
 
 
@@ -43,7 +43,9 @@ class Filed:
     trace: dict[str, Any] = field(default_factory=dict)
     """Knowledge replay."""
     timings: dict[str, float] = field(default_factory=dict)
-    """Seconds by phase."""
+    """Seconds by phase; `total_s` from asking to the reply, `spent_s` this reply's part of its process's time."""
+    at_once: int = 1
+    """Items that were under way at the same time, at most."""
 
 
 class ReplyFile:
@@ -57,13 +59,15 @@ class ReplyFile:
     def __init__(self, store: Store, *, prefix: str) -> None:
         self._store, self._prefix = store, prefix
 
-    def done(self) -> set[tuple[str, str]]:
-        """Return (concept, item id) of everything on file."""
-        keys = self._store.list(f"{self._prefix}/")
-        names = [key.removeprefix(f"{self._prefix}/") for key in keys if key.endswith(".json")]
-        return {(concept, item.removesuffix(".json")) for concept, _, item in (name.partition("/") for name in names)}
+    def done(self, *, with_failures: bool = True) -> set[tuple[str, str]]:
+        """Return (concept, item id) of everything on file; without failures, every record is read."""
+        keys = [key for key in self._store.list(f"{self._prefix}/") if key.endswith(".json")]
+        if not with_failures:
+            keys = [key for key in keys if not json.loads(self._store.get(key).data).get("failure")]
+        names = [key.removeprefix(f"{self._prefix}/").removesuffix(".json") for key in keys]
+        return {(concept, item) for concept, _, item in (name.partition("/") for name in names)}
 
-    def write(self, item: Item, reply: Reply | None, *, failure: str = "", seed: int) -> None:
+    def write(self, item: Item, reply: Reply | None, *, failure: str = "", seed: int, at_once: int = 1) -> None:
         """File a reply, or with None the reason why there is none."""
         base = f"{self._prefix}/{item.concept}/{item.id}"
         reply = reply or Reply()
@@ -81,6 +85,7 @@ class ReplyFile:
             "has_picture": reply.picture is not None,
             "trace": dict(reply.trace),
             "timings": dict(reply.timings),
+            "at_once": at_once,
         }
         self._store.put(f"{base}.json", json.dumps(values, ensure_ascii=False, indent=1).encode())
 
@@ -104,6 +109,7 @@ class ReplyFile:
                 seed=values["seed"],
                 trace=values["trace"],
                 timings=values["timings"],
+                at_once=values["at_once"],
             )
             asked = values["asked"], values["image"]
         except (ValueError, KeyError, TypeError) as error:

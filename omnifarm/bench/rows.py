@@ -14,8 +14,13 @@ from omnifarm.concept.recipe import Task as TrainingTask
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError
 
-Kind = Literal["learned", "shuffled", "prompted", "endpoint"]
-"""Learned soft tokens; those of another row in a wrong order; words and pictures in the prompt; another model."""
+Kind = Literal["learned", "shuffled", "headed", "staged", "lora", "prompted", "endpoint", "local"]
+"""Soft tokens the farm learns; those in a wrong order; those beside a concept head; soft tokens learned in three stages;
+low-rank weights; words and pictures in the prompt; another model behind an endpoint, or in a folder."""
+FARMED: tuple[Kind, ...] = ("learned", "shuffled", "headed")
+"""Kinds that the farm learns."""
+OWN_LEARNING: tuple[Kind, ...] = ("staged", "lora")
+"""Kinds that learn in another way."""
 Section = Literal["ours", "ablation", "tokens", "exemplars", "baseline"]
 """Where a row stands in the report."""
 
@@ -118,9 +123,22 @@ _ROWS = (
     Row(key="yochameleon_style", title="Yo'Chameleon-style", section="baseline", trains=("understanding", "generation"),
         recipe={"num_und": 16, "num_gen": 16, "is_coupled": True}, replay="off",
         note=f"{REIMPLEMENTED}: two soft prompts in one token space, no replay; without self-prompting and soft positives"),
+    Row(key="unictokens_style", title="UniCTokens-style", section="baseline", kind="staged",
+        trains=("understanding", "generation"), recipe={"num_und": 16, "num_gen": 16, "is_coupled": True, "init": "visual"},
+        replay="off",
+        note=f"{REIMPLEMENTED}: three stages of a third of the steps each, 33 tokens in one space; persons start without a "
+        "face embedding"),
     Row(key="ti_style", title="Textual-Inversion-style", section="baseline", tasks=(*DRAWING,), trains=("generation",),
         recipe={"num_und": 0, "num_gen": 16}, replay="off",
         note=f"{REIMPLEMENTED}: generation tokens alone, drawings alone"),
+    Row(key="dreambooth_style", title="DreamBooth-style", section="baseline", kind="lora", tasks=(*DRAWING,),
+        trains=("generation",), recipe={"learning_rate": 1e-3}, replay="off",
+        note=f"{REIMPLEMENTED}: a rare word and the class noun, low-rank weights on the generation expert's attention, "
+        "prior preservation with pictures the frozen model drew"),
+    Row(key="myvlm_style", title="MyVLM-style", section="baseline", kind="headed", tasks=("rec", "vqa"),
+        trains=("understanding",), recipe={"num_und": 0, "num_gen": 0}, replay="off",
+        note=f"{REIMPLEMENTED}: a linear head on the vision tower decides presence, one learned vector joins the prompt; "
+        "without its attention regulariser"),
     Row(key="rap_style", title="RAP-style retrieval", section="baseline", kind="prompted", prompt="rap", tasks=UNDERSTANDING,
         replay="off",
         note=f"{REIMPLEMENTED}, not fine-tuned: photo, name and description of the named concept are looked up"),
@@ -133,16 +151,18 @@ VARIANTS = ("ours", "without_decoupling", "without_replay", "without_edit_data")
 SWEEPS: Mapping[str, tuple[str, ...]] = {
     "tokens": tuple(key for key in ROWS if key.startswith("tokens_")),
     "exemplars": tuple(key for key in ROWS if key.startswith("exemplars_")),
+    "replay": ("ours", "without_replay", "three_stage"),
+    "decoupling": ("ours", "without_decoupling"),
 }
-"""Names that stand for several rows (Fig. 9 and Fig. 6b)."""
+"""Names that stand for several rows: Fig. 9, Fig. 6b, Table 3, and Fig. 6a with Fig. 8."""
 BASELINES = tuple(row.key for row in _ROWS if row.section == "baseline")
 """What `--baselines` stands for by default."""
-NOT_BUILT: Mapping[str, str] = {
-    "UniCTokens-style": "needs three stages of training with tokens handed on between them",
-    "DreamBooth-style": "needs weights of the generation expert to be trained",
-    "MyVLM-style": "needs a concept head beside the model",
+ABSENT: Mapping[str, str] = {
+    "Show-o": "transformers has no class for it; its published numbers stand below",
+    "Chameleon, Janus": "other models: give --local-models FOLDER:tp",
+    "GPT-4o, Qwen2.5-VL": "other models: give --others MODEL:tp --others-url URL",
 }
-"""Methods of the paper that have no row here yet, and why."""
+"""Systems of the paper that are no rows by themselves, and how they become some."""
 
 
 def chosen_rows(names: Sequence[str]) -> list[Row]:
@@ -160,18 +180,3 @@ def chosen_rows(names: Sequence[str]) -> list[Row]:
             raise ConfigError(f"no row is called {name!r}; there are {', '.join([*ROWS, *SWEEPS])}")
         wanted.update(SWEEPS.get(name, (name,)))
     return [row for key, row in ROWS.items() if key in wanted]
-
-
-def endpoint_row(key: str, *, model: str, prompt: Literal["tp", "ip"]) -> Row:
-    """Return the row of another model behind an endpoint; it answers in words only."""
-    shown = "its description" if prompt == "tp" else "a photograph"
-    return Row(
-        key=key,
-        title=f"{model} + {prompt.upper()}",
-        section="baseline",
-        kind="endpoint",
-        tasks=UNDERSTANDING,
-        prompt=prompt,
-        replay="off",
-        note=f"another model, shown {shown} of the concept",
-    )

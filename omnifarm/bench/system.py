@@ -30,7 +30,8 @@ class Reply:
 class System(Protocol):
     """One concept at a time: `fit` comes first. Texts name the concept `<name>`; seeds decide everything random.
 
-    Every method may raise `OmniFarmError`; the item then counts as failed, and the others go on.
+    Every method may raise `OmniFarmError`; the item then counts as failed, and the others go on. After `fit` the others
+    may be called from several threads at once; what they return does not depend on it.
     """
 
     def fit(self, concept: BenchConcept) -> None:

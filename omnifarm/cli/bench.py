@@ -28,6 +28,9 @@ def run(
     quick: option.Quick = False,
     variants: option.Variants = "default",
     baselines: option.Baselines = "default",
+    others: option.Others = "",
+    others_url: option.OthersUrl = option.OPENAI,
+    local_models: option.LocalModels = "",
     seeds: option.Seeds = "0",
     steps: option.Steps = None,
     recipe: option.Recipe = None,
@@ -35,6 +38,8 @@ def run(
     images: option.Images = None,
     name: option.Name = "",
     workers: option.Workers = None,
+    at_once: option.AtOnce = option.AT_ONCE,
+    retry_failed: option.RetryFailed = False,
     protocol: option.ProtocolName = "strict",
     judge: option.Judge = "",
     judge_url: option.JudgeUrl = option.OPENAI,
@@ -59,6 +64,9 @@ def run(
         quick=quick,
         variants=variants,
         baselines=baselines,
+        others=others,
+        others_url=others_url,
+        local_models=local_models,
         seeds=seeds,
         steps=steps,
         recipe=recipe,
@@ -79,8 +87,7 @@ def run(
     work = LocalWork(workers=workers or len(os.sched_getaffinity(0)))
     prepared = bench_run.prepare(plan, store_url=store)
     bench_run.say(f"run {plan.run}: {len(plan.rows)} rows, {len(prepared.data.benchmark.items)} items")
-    bench_run.train(prepared, work)
-    bench_run.ask(prepared, work)
+    bench_run.carry_out(prepared, work, at_once=at_once, retry_failed=retry_failed)
     show(bench_run.score(prepared, scoring, command=command_line()), store=store, as_json=json)
 
 
@@ -208,6 +215,7 @@ def command_line() -> str:
 
 
 def _report(place: str) -> dict[str, Any]:
+    from omnifarm.bench.report.build import SCHEMA_VERSION
     from omnifarm.errors import ConfigError
     from omnifarm.store.open import open_store
 
@@ -216,6 +224,6 @@ def _report(place: str) -> dict[str, Any]:
         report = json_module.loads(open_store(folder).get("report.json").data)
     except ValueError as error:
         raise ConfigError(f"{folder}/report.json is no report ({error}); score the run again") from error
-    if not isinstance(report, dict) or report.get("schema_version") != 1:
+    if not isinstance(report, dict) or report.get("schema_version") != SCHEMA_VERSION:
         raise ConfigError(f"{folder}/report.json is no report of this version; score the run again")
     return report

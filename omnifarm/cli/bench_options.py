@@ -19,6 +19,14 @@ Variants = Annotated[
     ),
 ]
 Baselines = Annotated[str, typer.Option("--baselines", help="Comma-separated rows, `default` (all), or `none`.")]
+Others = Annotated[
+    str, typer.Option("--others", help="Other models behind an endpoint, as rows: gpt-4o-2024-11-20:tp,MODEL:ip")
+]
+OthersUrl = Annotated[str, typer.Option("--others-url", help="Of their OpenAI-compatible endpoint.")]
+LocalModels = Annotated[
+    str,
+    typer.Option("--local-models", help="Other models in folders, through transformers, as rows: FOLDER:tp,FOLDER:ip"),
+]
 Seeds = Annotated[str, typer.Option("--seeds", help="Comma-separated base seeds; each learns everything anew.")]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps per concept; the backbone's recipe.")]
 Recipe = Annotated[str | None, typer.Option("--recipe", help="More recipe settings of every learned row, as JSON.")]
@@ -26,6 +34,15 @@ Concepts = Annotated[int | None, typer.Option("--concepts", min=1, help="Concept
 Images = Annotated[int | None, typer.Option("--images", min=1, help="Drawings per prompt; 4 (1 on the miniature).")]
 Name = Annotated[str, typer.Option("--name", help="Of the run; default: from what it does, so repeats go on.")]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; as many as there are cores.")]
+AtOnce = Annotated[
+    int,
+    typer.Option(
+        "--at-once", min=1, help="Items a process has under way at the same time; 1 times each by itself (Table 3)."
+    ),
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Ask again what has failed, such as while an endpoint was away.")
+]
 Judge = Annotated[
     str, typer.Option("--judge", help="Model id of the judge; default: the drawn world's rules, or none.")
 ]
@@ -37,6 +54,8 @@ Clip = Annotated[str, typer.Option("--clip", help="CLIP: a folder or a model in 
 Dino = Annotated[str, typer.Option("--dino", help="DINOv2: a folder or a model in the local cache.")]
 ArcFace = Annotated[Path | None, typer.Option("--arcface", help="Folder with models/antelopev2/*.onnx.")]
 
+AT_ONCE = 16
+"""Default of `--at-once`."""
 OPENAI = "https://api.openai.com/v1"
 """Default endpoint of a judge."""
 CLIP = "openai/clip-vit-base-patch32"

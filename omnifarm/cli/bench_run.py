@@ -12,9 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from omnifarm.backbone.weights import load_backbone, resolve_folder
 from omnifarm.bench.data.load import BenchData, load_benchmark
 from omnifarm.bench.judges.chat import ChatEndpoint, ChatSettings
 from omnifarm.bench.judges.endpoint import EndpointJudge
@@ -26,11 +26,14 @@ from omnifarm.bench.metrics.text import Protocol
 from omnifarm.bench.plan import PREFIX, RunPlan
 from omnifarm.bench.replies import ReplyFile
 from omnifarm.bench.report.build import Evidence, write_report
-from omnifarm.bench.rows import Row
+from omnifarm.bench.rows import FARMED, OWN_LEARNING, Row
 from omnifarm.bench.scoring import Scorers, score_real_images, score_row
-from omnifarm.cli.bench_work import Work, submit
+from omnifarm.cli.bench_evidence import SHOWN, Learned, load_learned, looks_of
+from omnifarm.cli.bench_learning import learned_seconds
+from omnifarm.cli.bench_work import Work, ask_share, learn_share, submit
 from omnifarm.cli.output import people
 from omnifarm.clock import SystemClock
+from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import ConfigError, NotFoundError
 from omnifarm.farm.job import JobState
@@ -105,61 +108,89 @@ def prepare(plan: RunPlan, *, store_url: str) -> Prepared:
     training = {}
     for row in plan.chosen():
         for seed in plan.seeds:
-            if row.kind in ("learned", "shuffled"):
+            if row.kind in (*FARMED, *OWN_LEARNING):
                 recipe = plan.recipe_of(row, backbone.recipe, seed=seed)
-                training[row.key, seed] = plan.training_key(recipe, fingerprint=backbone.fingerprint, data=digest)
+                training[row.key, seed] = plan.training_key(row, recipe, fingerprint=backbone.fingerprint, data=digest)
     return Prepared(plan=plan, store=store, store_url=store_url, data=data, backbone=backbone, training=training)
 
 
-def train(run: Prepared, work: Work) -> None:
-    """Learn every concept for every row and seed; rows of one recipe learn once."""
+def carry_out(run: Prepared, work: Work, *, at_once: int = 1, retry_failed: bool = False) -> None:
+    """Learn and ask, one seed after the other: a run that is cut short has whole tables of its first seeds."""
+    for seed in run.plan.seeds:
+        train(run, work, seed=seed)
+        ask(run, work, seed=seed, at_once=at_once, retry_failed=retry_failed)
+
+
+def train(run: Prepared, work: Work, *, seed: int) -> None:
+    """Learn every concept for every row under one seed; rows of one recipe learn once."""
     names = [concept.name for concept in run.data.benchmark.concepts]
     done: set[str] = set()
     for row in run.plan.chosen():
-        for seed in run.plan.seeds:
-            key = run.training.get((row.key, seed))
-            if key is None or key in done:
-                continue
-            done.add(key)
-            recipe = run.plan.recipe_of(row, run.backbone.recipe, seed=seed)
-            url = f"{run.store_url.rstrip('/')}/{key}"
-            store = open_store(url)
-            backbone = Backbone(name=run.backbone.name, fingerprint=run.backbone.fingerprint, recipe=recipe)
-            pending = submit(run.data.url, store=store, backbone=backbone, concepts=names)
-            if pending:
-                say(f"training {row.title}, seed {seed}: {len(pending)} concepts, {recipe.steps} steps each")
-                work.train(store_url=url, backbone=backbone.name, num_jobs=len(pending), recipe=recipe)
-            for record in JobQueue(store, clock=SystemClock()).list(pending):
-                if record.state is not JobState.COMMITTED:
-                    say(f"not learned: {record.name}: {record.error or record.state.value}")
+        key = run.training.get((row.key, seed))
+        if key is None or key in done:
+            continue
+        done.add(key)
+        recipe = run.plan.recipe_of(row, run.backbone.recipe, seed=seed)
+        url = f"{run.store_url.rstrip('/')}/{key}"
+        store = open_store(url)
+        if row.kind in OWN_LEARNING:
+            _learn(run, work, row, recipe=recipe, url=url, names=names)
+            continue
+        backbone = Backbone(name=run.backbone.name, fingerprint=run.backbone.fingerprint, recipe=recipe)
+        pending = submit(run.data.url, store=store, backbone=backbone, concepts=names)
+        if pending:
+            say(f"training {row.title}, seed {seed}: {len(pending)} concepts, {recipe.steps} steps each")
+            work.train(store_url=url, backbone=backbone.name, num_jobs=len(pending), recipe=recipe)
+        for record in JobQueue(store, clock=SystemClock()).list(pending):
+            if record.state is not JobState.COMMITTED:
+                say(f"not learned: {record.name}: {record.error or record.state.value}")
 
 
-def ask(run: Prepared, work: Work) -> None:
-    """Ask every row everything, in shares of concepts."""
+def _learn(run: Prepared, work: Work, row: Row, *, recipe: TrainingRecipe, url: str, names: Sequence[str]) -> None:
+    """Learn a row that the farm does not learn, in shares of concepts."""
+    done = learned_seconds(row, store=open_store(url))
+    missing = [name for name in names if name not in done]
+    if not missing:
+        return
+    say(f"training {row.title}, seed {recipe.seed}: {len(missing)} concepts, {recipe.steps} steps each")
+    values = {
+        "data": run.data.url,
+        "backbone": run.backbone.name,
+        "row": row.key,
+        "recipe": recipe.to_json(),
+        "store": url,
+    }
+    shares = [missing[share :: work.num_workers] for share in range(work.num_workers)]
+    work.each(learn_share, [{**values, "concepts": mine} for mine in shares if mine])
+
+
+def ask(run: Prepared, work: Work, *, seed: int, at_once: int = 1, retry_failed: bool = False) -> None:
+    """Ask every row everything under one seed, in shares of concepts, each with up to `at_once` items under way.
+
+    What is on file is not asked again, but with `retry_failed` what has failed.
+    """
     names = [concept.name for concept in run.data.benchmark.concepts]
     shares = []
     for row in run.plan.chosen():
-        for seed in run.plan.seeds:
-            missing = _missing(run, row, seed)
-            if not missing:
-                continue
-            say(f"asking {row.title}, seed {seed}: {sum(missing.values())} items")
-            for share in range(work.num_workers):
-                mine = [name for name in names[share :: work.num_workers] if missing.get(name)]
-                if mine:
-                    shares.append(
-                        {
-                            "plan": run.plan.to_json(),
-                            "data": run.data.url,
-                            "row": row.key,
-                            "seed": seed,
-                            "concepts": mine,
-                            "store": run.store_url,
-                            "training": run.training.get((row.key, seed), ""),
-                        }
-                    )
+        missing = _missing(run, row, seed, retry_failed=retry_failed)
+        if not missing:
+            continue
+        say(f"asking {row.title}, seed {seed}: {sum(missing.values())} items")
+        values = {
+            "plan": run.plan.to_json(),
+            "data": run.data.url,
+            "row": row.key,
+            "seed": seed,
+            "store": run.store_url,
+            "training": run.training.get((row.key, seed), ""),
+            "at_once": at_once,
+            "retry_failed": retry_failed,
+        }
+        for share in range(work.num_workers):
+            mine = [name for name in names[share :: work.num_workers] if missing.get(name)]
+            shares += [{**values, "concepts": mine}] if mine else []
     if shares:
-        work.ask(shares)
+        work.each(ask_share, shares)
 
 
 def score(run: Prepared, settings: ScoringSettings, *, command: str = "") -> dict[str, Any]:
@@ -179,6 +210,7 @@ def score(run: Prepared, settings: ScoringSettings, *, command: str = "") -> dic
             replies = ReplyFile(run.store, prefix=run.plan.replies_key(row, seed=seed))
             values += score_row(row, seed=seed, benchmark=benchmark, replies=replies, scorers=scorers)
             say(f"scored {row.title}, seed {seed}")
+    learned = _learned(run)
     evidence = Evidence(
         plan=run.plan,
         benchmark=benchmark,
@@ -188,7 +220,8 @@ def score(run: Prepared, settings: ScoringSettings, *, command: str = "") -> dic
         judge="" if isinstance(scorers.judge, NotRun) else scorers.judge.id,
         judge_report={} if isinstance(scorers.judge, NotRun) else scorers.judge.report(),
         protocol=settings.protocol,
-        soft_tokens=_soft_tokens(run),
+        soft_tokens={row: {name: one.table().numpy() for name, one in found.items()} for row, found in learned.items()},
+        looks=looks_of(learned, run.data, load_backbone(run.plan.backbone)) if learned else {},
         train_s=_train_s(run),
         about={**_about(run), "command": command, "scoring_s": round(time.monotonic() - began_s, 1)},
     )
@@ -200,8 +233,8 @@ def say(text: str) -> None:
     people.print(f"[dim]{time.strftime('%H:%M:%S')}[/] {text}")
 
 
-def _missing(run: Prepared, row: Row, seed: int) -> dict[str, int]:
-    done = ReplyFile(run.store, prefix=run.plan.replies_key(row, seed=seed)).done()
+def _missing(run: Prepared, row: Row, seed: int, *, retry_failed: bool) -> dict[str, int]:
+    done = ReplyFile(run.store, prefix=run.plan.replies_key(row, seed=seed)).done(with_failures=not retry_failed)
     items = [item for item in run.data.benchmark.items if item.task in row.tasks]
     missing: dict[str, int] = {}
     for item in items:
@@ -250,7 +283,6 @@ def _scorers(run: Prepared, settings: ScoringSettings) -> Scorers:
 
 
 def _world_judge(run: Prepared) -> WorldJudge:
-    from omnifarm.backbone.weights import load_backbone, resolve_folder
     from omnifarm.cli.miniature_systems import round_trip
     from omnifarm.miniature.judge import FILE, Judge
 
@@ -260,29 +292,23 @@ def _world_judge(run: Prepared) -> WorldJudge:
     return WorldJudge(run.data.drawn, reader, round_trip=lambda picture: round_trip(loaded, picture))
 
 
-def _soft_tokens(run: Prepared) -> dict[str, dict[str, np.ndarray[Any, np.dtype[np.float32]]]]:
-    """Return row to concept to its table, for the figure of soft tokens: first seed, full and coupled."""
-    found: dict[str, dict[str, np.ndarray[Any, np.dtype[np.float32]]]] = {}
-    for key in ("ours", "without_decoupling"):
-        place = run.training.get((key, run.plan.seeds[0]))
-        if place is None:
-            continue
-        repository = ConceptRepository(open_store(f"{run.store_url.rstrip('/')}/{place}"))
-        for concept in run.data.benchmark.concepts:
-            try:
-                _, soft = repository.load(concept.name, fingerprint=run.backbone.fingerprint)
-            except NotFoundError:
-                continue
-            found.setdefault(key, {})[concept.name] = soft.table().numpy()
-    return found
+def _learned(run: Prepared) -> Learned:
+    """Return the soft tokens that the report shows, of the first seed."""
+    places = {key: run.training.get((key, run.plan.seeds[0])) for key in SHOWN}
+    repositories = {
+        key: ConceptRepository(open_store(f"{run.store_url.rstrip('/')}/{place}"))
+        for key, place in places.items()
+        if place is not None
+    }
+    return load_learned(repositories, run.data, fingerprint=run.backbone.fingerprint)
 
 
 def _train_s(run: Prepared) -> dict[str, float]:
     """Return row to seconds of training, all concepts and seeds; shared trainings count for each of their rows."""
     seconds: dict[str, float] = {}
     for (row, _), place in run.training.items():
-        manifests = ConceptRepository(open_store(f"{run.store_url.rstrip('/')}/{place}")).list()
-        seconds[row] = round(seconds.get(row, 0.0) + sum(manifest.train_s for manifest in manifests), 1)
+        found = learned_seconds(run.plan.row(row), store=open_store(f"{run.store_url.rstrip('/')}/{place}"))
+        seconds[row] = round(seconds.get(row, 0.0) + sum(found.values()), 1)
     return seconds
 
 
@@ -305,8 +331,3 @@ def _about(run: Prepared) -> dict[str, Any]:
         "benchmark": run.data.benchmark.digest(),
         "recipe": run.backbone.recipe.to_json(),
     }
-
-
-def rows_of(variants: Sequence[str], baselines: Sequence[str]) -> tuple[str, ...]:
-    """Return the keys of chosen rows."""
-    return tuple(row.key for row in RunPlan(data="", rows=(*variants, *baselines)).chosen())

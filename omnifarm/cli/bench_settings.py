@@ -1,12 +1,14 @@
 """From the options of benchmark commands to a plan and to settings of scoring."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from omnifarm.bench.judges.chat import ChatSettings
 from omnifarm.bench.metrics.text import Protocol
+from omnifarm.bench.others import OtherModel, Prompt
 from omnifarm.bench.plan import RunPlan
 from omnifarm.bench.rows import BASELINES, ROWS, SWEEPS, VARIANTS
 from omnifarm.bench.tasks import MINIATURE, PAPER, QUICK
@@ -30,6 +32,9 @@ def plan_of(
     quick: bool = False,
     variants: str = "default",
     baselines: str = "default",
+    others: str = "",
+    others_url: str = OPENAI,
+    local_models: str = "",
     seeds: str = "0",
     steps: int | None = None,
     recipe: str | None = None,
@@ -61,6 +66,7 @@ def plan_of(
         seeds=tuple(_seeds(seeds)),
         sizes=sizes,
         recipe=settings,
+        others=(*_others(others, url=others_url), *_local_models(local_models)),
         name=name,
     )
 
@@ -117,6 +123,27 @@ def _names(text: str, *, default: tuple[str, ...], what: str) -> tuple[str, ...]
         else:
             raise ConfigError(f"{what}: no row is called {name!r}; there are {', '.join([*ROWS, *SWEEPS])}")
     return tuple(names)
+
+
+def _others(text: str, *, url: str) -> list[OtherModel]:
+    return [OtherModel(model=model, prompt=prompt, url=url) for model, prompt in _shown(text)]
+
+
+def _local_models(text: str) -> list[OtherModel]:
+    found = []
+    for folder, prompt in _shown(text):
+        try:
+            kind = json.loads((Path(folder) / "config.json").read_text())["model_type"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"--local-models: {folder} holds no config.json of transformers ({error})") from error
+        found.append(OtherModel(model=str(Path(folder).resolve()), prompt=prompt, draws=kind == "janus"))
+    return found
+
+
+def _shown(text: str) -> list[tuple[str, Prompt]]:
+    """Cut MODEL:tp,MODEL:ip into models and what they are shown."""
+    pairs = (part.strip().rpartition(":") for part in text.split(",") if part.strip())
+    return [(model, cast(Prompt, prompt)) for model, _, prompt in pairs]
 
 
 def _seeds(text: str) -> list[int]:

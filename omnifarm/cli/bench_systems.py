@@ -11,14 +11,13 @@ from PIL import Image
 
 from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.weights import LoadedBackbone
-from omnifarm.bench.judges.chat import ChatEndpoint
 from omnifarm.bench.rows import Row
 from omnifarm.bench.system import Reply
 from omnifarm.bench.tasks import BenchConcept
-from omnifarm.concept.artifact import encode_soft_tokens, tensors_digest
+from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
 from omnifarm.concept.repository import ConceptRepository
+from omnifarm.concept.soft_tokens import SoftTokens
 from omnifarm.concept.spec import PLACEHOLDER
-from omnifarm.errors import ServingError
 from omnifarm.seeding import generator
 from omnifarm.serving.door import Door
 from omnifarm.serving.engine import Engine
@@ -30,8 +29,6 @@ from omnifarm.store.memory import MemoryStore
 
 MAX_TOKENS = 256
 """Longest answer."""
-
-_TALK_SIZE = 768
 
 
 class LearnedSystem:
@@ -98,10 +95,7 @@ class ShuffledSystem(LearnedSystem):
         table_CD = soft_tokens.table()
         order = torch.randperm(len(table_CD), generator=generator(self._seed, concept.name, "shuffled"))
         shuffled = soft_tokens.layout.split(table_CD[order])
-        store = MemoryStore()
-        digest = tensors_digest(encode_soft_tokens(shuffled))
-        ConceptRepository(store).commit(replace(manifest, tensors_digest=digest), shuffled)
-        self._engine = self._engine_on(store)
+        self._engine = self._engine_on(in_memory(manifest, shuffled))
 
 
 class PromptedSystem:
@@ -160,41 +154,17 @@ class PromptedSystem:
         return text.replace(self._concept.identifier, named)
 
 
-class EndpointSystem:
-    """Another model behind an OpenAI-compatible endpoint: it answers in words, with the concept in its prompt.
-
-    Args:
-        chat: The model.
-        row: `prompt` is read: `tp` shows the description, `ip` a photograph.
-    """
-
-    def __init__(self, chat: ChatEndpoint, *, row: Row) -> None:
-        self._chat, self._row = chat, row
-
-    def fit(self, concept: BenchConcept) -> None:
-        """Read what goes into the prompt."""
-        self._concept = concept
-        shows_photo = self._row.prompt == "ip"
-        photos = [concept.spec.open_image(image) for image in concept.spec.images[:1]] if shows_photo else []
-        self._known: list[str | Image.Image] = (
-            [f"This is {concept.identifier}:", *map(_smaller, photos)] if shows_photo else [describe(concept)]
-        )
-
-    def answer(self, question: str, picture: Image.Image | None) -> Reply:
-        """Answer a question."""
-        parts = [*self._known, *([] if picture is None else [_smaller(picture)]), question]
-        reply = self._chat.ask(parts, max_tokens=MAX_TOKENS)
-        if reply.failure:
-            raise ServingError(f"{self._chat.id}: {reply.failure}")
-        return Reply(text=reply.text)
-
-    def generate(self, prompt: str, *, seed: int) -> Reply:
-        """Not done: chat endpoints answer in words."""
-        raise ServingError(f"{self._chat.id} draws nothing")
-
-    def edit(self, picture: Image.Image, instruction: str, *, seed: int) -> Reply:
-        """Not done: chat endpoints answer in words."""
-        raise ServingError(f"{self._chat.id} edits nothing")
+def in_memory(manifest: ArtifactManifest, soft_tokens: SoftTokens) -> MemoryStore:
+    """Return a store with one artifact: the manifest's, with other soft tokens."""
+    changed = replace(
+        manifest,
+        tensors_digest=tensors_digest(encode_soft_tokens(soft_tokens)),
+        num_und=soft_tokens.layout.num_und,
+        num_gen=soft_tokens.layout.num_gen,
+    )
+    store = MemoryStore()
+    ConceptRepository(store).commit(changed, soft_tokens)
+    return store
 
 
 def describe(concept: BenchConcept, *, with_facts: bool = True) -> str:
@@ -212,11 +182,3 @@ def _as_trace(traces: Sequence[ReplayTrace]) -> dict[str, object]:
         "duration_s": round(last.duration_s, 4),
         "calls": len(last.raw),
     }
-
-
-def _smaller(picture: Image.Image) -> Image.Image:
-    if max(picture.size) <= _TALK_SIZE:
-        return picture
-    shrunk = picture.copy()
-    shrunk.thumbnail((_TALK_SIZE, _TALK_SIZE))
-    return shrunk

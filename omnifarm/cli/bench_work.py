@@ -1,13 +1,14 @@
-"""The work of a benchmark run, in pieces that travel as plain values: train a set of concepts, ask a share of them.
+"""The work of a benchmark run, in pieces that travel as plain values: learn a set of concepts, ask a share of them.
 
 `LocalWork` does it in processes of this machine; a cluster's version stands in `jobs/run_benchmark.py`. Both only
 start the functions below, which go on from whatever the store already holds.
 """
 
 import multiprocessing
+import os
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -16,23 +17,35 @@ from typing import Any, Protocol
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.bench.asking import ask_all
 from omnifarm.bench.data.load import BenchData, load_benchmark
+from omnifarm.bench.judges.chat import ChatEndpoint, ChatSettings
+from omnifarm.bench.others import OtherModel
 from omnifarm.bench.plan import RunPlan
 from omnifarm.bench.replies import ReplyFile
 from omnifarm.bench.rows import ROWS, Row
 from omnifarm.bench.system import System
+from omnifarm.cli.bench_head import HeadedSystem
+from omnifarm.cli.bench_learning import learn
+from omnifarm.cli.bench_lora import LoraSystem
+from omnifarm.cli.bench_others import EndpointSystem, LocalModelSystem
+from omnifarm.cli.bench_stages import StagedSystem
 from omnifarm.cli.bench_systems import LearnedSystem, PromptedSystem, ShuffledSystem
 from omnifarm.clock import SystemClock
+from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.spec import ConceptSpec
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, submit_concepts
 from omnifarm.farm.worker_process import run_worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.base import Store
 from omnifarm.store.open import open_store
+from omnifarm.training.compiling import compiling_pays
 from omnifarm.training.workbench import DTYPES
 
 LANES = 4
 """Concepts a worker trains side by side, in one forward."""
+OTHERS_KEY = "OMNIFARM_OTHERS_KEY"
+"""Environment variable with the API key of other models."""
 
 
 class Work(Protocol):
@@ -41,8 +54,8 @@ class Work(Protocol):
     def train(self, *, store_url: str, backbone: str, num_jobs: int, recipe: TrainingRecipe) -> None:
         """Finish the jobs of a store, `num_jobs` of one recipe; returns when every one is committed or failed."""
 
-    def ask(self, shares: Sequence[Mapping[str, Any]]) -> None:
-        """Run `ask_share` on each of the shares."""
+    def each(self, do: Callable[[Mapping[str, Any]], object], shares: Sequence[Mapping[str, Any]]) -> None:
+        """Run `do` (`learn_share` or `ask_share`) on each of the shares."""
 
     @property
     def num_workers(self) -> int:
@@ -66,16 +79,20 @@ class LocalWork:
 
     def train(self, *, store_url: str, backbone: str, num_jobs: int, recipe: TrainingRecipe) -> None:
         """See `Work.train`."""
-        values = {"store": store_url, "backbone": backbone, "recipe": recipe.to_json()}
         # A worker trains several lanes at once, so few jobs need few workers.
         workers = min(self._workers, -(-num_jobs // 2))
-        self._each(train_share, [{**values, "threads": self._workers // workers}] * workers)
+        values = {
+            "store": store_url,
+            "backbone": backbone,
+            "recipe": recipe.to_json(),
+            "compiled": compiling_pays(num_concepts=num_jobs, steps=recipe.steps, num_workers=workers),
+        }
+        self.each(train_share, [{**values, "threads": self._workers // workers}] * workers)
 
-    def ask(self, shares: Sequence[Mapping[str, Any]]) -> None:
-        """See `Work.ask`."""
-        self._each(ask_share, shares)
-
-    def _each(self, do: Any, shares: Sequence[Mapping[str, Any]]) -> None:
+    def each(self, do: Callable[[Mapping[str, Any]], object], shares: Sequence[Mapping[str, Any]]) -> None:
+        """See `Work.each`."""
+        threads = max(1, len(os.sched_getaffinity(0)) // self._workers)
+        shares = [{"threads": threads, **share} for share in shares]
         if self._workers == 1:
             for share in shares:
                 do(share)
@@ -99,7 +116,28 @@ def train_share(values: Mapping[str, Any]) -> None:
         store_url=values["store"],
         backbone=values["backbone"],
         recipe=TrainingRecipe.from_json(values["recipe"]),
-        settings=WorkerSettings(lanes=LANES, lanes_per_pack=LANES, poll_s=0.2),
+        settings=WorkerSettings(lanes=LANES, lanes_per_pack=LANES, poll_s=0.2, compiled=values["compiled"]),
+    )
+
+
+def learn_share(values: Mapping[str, Any]) -> None:
+    """Learn some concepts of a row that the farm does not learn; what is committed stays.
+
+    Args:
+        values: `data` (URL), `backbone`, `row`, `recipe` (JSON), `concepts`, `store` (URL of the training's store),
+            and optionally `device` and `threads`.
+    """
+    _use_threads(values.get("threads"))
+    recipe = TrainingRecipe.from_json(values["recipe"])
+    specs = dict(load_concepts(values["data"]))
+    loaded = load_backbone(values["backbone"], dtype=DTYPES[recipe.precision], device=values.get("device", "cpu"))
+    learn(
+        ROWS[values["row"]],
+        [spec for name in values["concepts"] if isinstance(spec := specs[name], ConceptSpec)],
+        loaded=loaded,
+        store=open_store(values["store"]),
+        recipe=recipe,
+        lanes=LANES,
     )
 
 
@@ -108,20 +146,26 @@ def ask_share(values: Mapping[str, Any]) -> int:
 
     Args:
         values: `plan` (JSON), `data` (URL), `row`, `seed`, `concepts`, `store` (URL), `training` (key of the
-            training's store, empty for rows that learn nothing), `device`.
+            training's store, empty for rows that learn nothing), `at_once`, `retry_failed`, and optionally `device` and `threads`.
     """
     _use_threads(values.get("threads"))
     plan = RunPlan.from_json(values["plan"])
-    row = ROWS[values["row"]]
-    loaded = _loaded(plan.backbone, values.get("device", "cpu"))
-    system = system_of(row, loaded, training_url=_below(values["store"], values["training"]), seed=values["seed"])
+    row, store, device = plan.row(values["row"]), open_store(values["store"]), values.get("device", "cpu")
+    system: System
+    if row.kind in ("endpoint", "local"):
+        system = other_system(plan.other(row), store=store, device=device, at_once=values["at_once"])
+    else:
+        loaded = _loaded(plan.backbone, device)
+        system = system_of(row, loaded, training_url=_below(values["store"], values["training"]), seed=values["seed"])
     return ask_all(
         system,
         _data(values["data"], plan).benchmark,
-        ReplyFile(open_store(values["store"]), prefix=plan.replies_key(row, seed=values["seed"])),
+        ReplyFile(store, prefix=plan.replies_key(row, seed=values["seed"])),
         tasks=row.tasks,
         base_seed=values["seed"],
         concepts=values["concepts"],
+        at_once=values["at_once"],
+        retry_failed=values["retry_failed"],
     )
 
 
@@ -132,7 +176,21 @@ def system_of(row: Row, loaded: LoadedBackbone, *, training_url: str, seed: int)
     store = open_store(training_url)
     if row.kind == "shuffled":
         return ShuffledSystem(loaded, store=store, row=row, seed=seed)
-    return LearnedSystem(loaded, store=store, row=row)
+    systems: dict[str, Callable[..., System]] = {
+        "staged": StagedSystem,
+        "lora": LoraSystem,
+        "headed": HeadedSystem,
+        "learned": LearnedSystem,
+    }
+    return systems[row.kind](loaded, store=store, row=row)
+
+
+def other_system(other: OtherModel, *, store: Store, device: str, at_once: int) -> System:
+    """Return the system behind another model; an endpoint's key comes from the environment."""
+    if not other.url:
+        return LocalModelSystem(other.model, row=other.row(), device=device)
+    settings = ChatSettings(model=other.model, base_url=other.url, concurrency=at_once)
+    return EndpointSystem(ChatEndpoint(settings, api_key=os.environ.get(OTHERS_KEY, ""), store=store), row=other.row())
 
 
 def _below(url: str, key: str) -> str:

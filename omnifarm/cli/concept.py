@@ -220,6 +220,29 @@ def rollback(
 
 
 @app.command()
+def look(
+    name: Annotated[str, typer.Argument(help="The concept's name, without angle brackets.")],
+    photo: Annotated[Path, typer.Argument(help="Any picture, with it or without.")],
+    store: StoreUrl,
+    out: Annotated[Path, typer.Option(help="Picture to write: the photo, and beside it the photo lit by the map.")],
+    backbone: Annotated[str, typer.Option(help="The one it was learned on.")] = "miniature",
+    json: Json = False,
+) -> None:
+    """Show where a learned concept's identifier looks in a photo, for finding out what it was learned by.
+
+    The attention of the identifier in "Is <name> in the photo?" to the photo's patches, mean over heads and layers.
+    """
+    from omnifarm.cli.concept_look import look as write_map
+
+    found = write_map(name, photo, store=store, backbone=backbone, out=out)
+    if json:
+        print_json(found)
+        return
+    by_layer = ", ".join(f"{share:.1%}" for share in found["layers"])
+    results.print(f"attention to the photo by layer: {by_layer}; written to {escape(found['file'])}")
+
+
+@app.command()
 def delete(
     name: Annotated[str, typer.Argument(help="The concept's name, without angle brackets.")],
     store: StoreUrl,

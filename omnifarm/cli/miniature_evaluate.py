@@ -151,10 +151,16 @@ def _learn(plan: EvaluationPlan, names: Sequence[str], ticks: "Queue[tuple[str, 
     from omnifarm.concept.spec import ConceptSpec
     from omnifarm.farm.submission import inspect_backbone
     from omnifarm.store.local import LocalStore
+    from omnifarm.training.compiling import compiling_pays, has_compiler
     from omnifarm.training.workbench import Workbench
 
     recipe = inspect_backbone(plan.backbone, overrides=plan.overrides).recipe
-    bench = Workbench.open(plan.backbone, precision=recipe.precision, lanes_per_pack=plan.lanes_per_pack)
+    bench = Workbench.open(
+        plan.backbone,
+        precision=recipe.precision,
+        lanes_per_pack=plan.lanes_per_pack,
+        compiled=compiling_pays(num_concepts=len(names), steps=recipe.steps, num_workers=1) and has_compiler("cpu"),
+    )
     repository = ConceptRepository(LocalStore(plan.folder / "store"))
     specs: dict[str, ConceptSpec] = {}
     for name, spec in load_concepts(str(plan.folder / "concepts")):

@@ -37,12 +37,12 @@ def http_overhead(url: str, *, engine: Engine, options: SamplingOptions) -> floa
     }
 
     def draw(seed: int) -> None:
-        reply = httpx.post(f"{url}/v1/images/generations", json={**body, "seed": seed}, timeout=_TIMEOUT_S)
+        reply = client.post("/v1/images/generations", json={**body, "seed": seed})
         if reply.status_code != httpx.codes.OK:
             raise ServingError(f"expected a picture from {url}, found status {reply.status_code}: {reply.text[:200]}")
 
     over_http, in_process = [], []
-    with ThreadPoolExecutor(_CONCURRENCY) as pool:
+    with ThreadPoolExecutor(_CONCURRENCY) as pool, httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client:
         for turn in range(_ROUNDS + 1):
             started = time.perf_counter()
             list(pool.map(draw, range(_CONCURRENCY)))

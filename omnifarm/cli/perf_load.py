@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 
 from omnifarm.cli.output import people
+from omnifarm.cli.perf_load_memory import MemoryLog
 from omnifarm.errors import ServingError
 
 _KINDS = (("question", 6), ("drawing", 3), ("edit", 1))
@@ -148,10 +149,13 @@ class Traffic:
             tally.examples.append(f"hostile {path} {reply.status_code} {reply.text[:200]}")
 
     async def figures(self) -> dict[str, list[tuple[dict[str, str], float]]]:
-        """Return the server's metrics by name."""
-        reply = await self.http.get("/metrics", headers=_auth(self._keys[0]))
+        """Return the server's metrics by name; nothing while it has no replica to tell them."""
         found: dict[str, list[tuple[dict[str, str], float]]] = {}
-        for line in reply.text.splitlines():
+        try:
+            reply = await self.http.get("/metrics", headers=_auth(self._keys[0]))
+        except httpx.HTTPError:
+            return found
+        for line in reply.text.splitlines() if reply.status_code == 200 else ():
             if line and not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
                 bare, _, labels = name.partition("{")
@@ -224,6 +228,8 @@ async def run_load(
     people.print(f"capacity {capacity:.2f} requests/s; loading with {rate:.2f} for {seconds:.0f} s")
     before = await traffic.figures()
     tally, open_tasks = Tally(), set[asyncio.Task[None]]()
+    memory = MemoryLog()
+    watching = asyncio.ensure_future(_watch(traffic, memory, every_s=max(1.0, seconds / 120)))
     started = time.perf_counter()
     has_killed = not is_killing
     while (now := time.perf_counter() - started) < seconds:
@@ -238,8 +244,8 @@ async def run_load(
         open_tasks.add(task)
         task.add_done_callback(open_tasks.discard)
     await asyncio.gather(*open_tasks)
+    watching.cancel()
     slots = await _slots_left(traffic)
-    after = await traffic.figures()
     wrong = ("server_error", "changed", "of_another_tenant", "wrongly_refused", "hostile_let_in")
     # What a dying replica had begun to stream, or was reading, is lost with it.
     allowed_lost = 64 if is_killing else 0
@@ -247,6 +253,7 @@ async def run_load(
         "passed": not any(tally.outcomes[name] for name in wrong)
         and tally.outcomes["lost"] <= allowed_lost
         and slots == 0
+        and not memory.has_leak()
         and tally.outcomes["right"] > 0,
         "seconds": round(seconds),
         "tenants": len(traffic.canaries["drawing"]),
@@ -255,7 +262,8 @@ async def run_load(
         "outcomes": {name: tally.outcomes[name] for name in sorted({*tally.outcomes, *wrong, "lost"})},
         "hostile_by_status": {str(status): count for status, count in sorted(tally.hostile.items())},
         "latency_s": {kind: _quantiles(values) for kind, values in sorted(tally.latencies.items())},
-        "memory_mb": {"before": _memory_mb(before), "after": _memory_mb(after)},
+        "memory": memory.report(),
+        "memory_growth": memory.growth(),
         "slots_left": slots,
         "replica_killed": is_killing,
         "examples": tally.examples[:10],
@@ -299,6 +307,12 @@ async def _capacity(traffic: Traffic, *, seconds: float, clients: int = 8) -> fl
     return tally.outcomes["right"] / (time.perf_counter() - started)
 
 
+async def _watch(traffic: Traffic, memory: MemoryLog, *, every_s: float) -> None:
+    while True:
+        memory.note(await traffic.figures())
+        await asyncio.sleep(every_s)
+
+
 async def _slots_left(traffic: Traffic, *, patience_s: float = 60.0) -> int:
     """Requests the engines still hold once nobody asks any more."""
     until = time.perf_counter() + patience_s
@@ -313,11 +327,6 @@ async def _slots_left(traffic: Traffic, *, patience_s: float = 60.0) -> int:
 
 def _is_refusal(reply: httpx.Response) -> bool:
     return reply.status_code == 503 and "retry-after" in reply.headers
-
-
-def _memory_mb(figures: dict[str, list[tuple[dict[str, str], float]]]) -> dict[str, float]:
-    samples = figures.get("process_resident_memory_bytes", [])
-    return {labels.get("replica", ""): round(value / 2**20, 1) for labels, value in samples}
 
 
 def _quantiles(values: list[float]) -> dict[str, float]:

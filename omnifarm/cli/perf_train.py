@@ -33,7 +33,7 @@ from omnifarm.training.loop import Trainer
 from omnifarm.training.objective import lane_loss
 from omnifarm.training.plain import OneRowPerCopy, UncachedImages, plain_layer, plain_step
 from omnifarm.training.sharding import Replicated
-from omnifarm.training.workbench import DTYPES
+from omnifarm.training.workbench import precision_of
 
 LADDER = {
     "plain": "float32, eager, one concept at a time, padded, nothing shared or kept",
@@ -162,9 +162,8 @@ def _sides(specs: list[ConceptSpec], *, steps: int) -> dict[str, Side]:
 def _lanes(
     specs: list[ConceptSpec], *, backbone: LoadedBackbone, images: PreparedImages, steps: int, is_split: bool
 ) -> list[Lane]:
-    precision = next(name for name, dtype in DTYPES.items() if dtype == backbone.model.dtype)
     recipe = TrainingRecipe.from_json(
-        {**backbone.config.defaults.get("recipe", {}), "precision": precision, "steps": steps}
+        {**backbone.config.defaults.get("recipe", {}), "precision": precision_of(backbone.model), "steps": steps}
     )
     layout = SoftTokenLayout.of_recipe(recipe)
     lanes = []

@@ -30,8 +30,11 @@ def local(
     ] = 4,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     compiled: Annotated[
-        bool, typer.Option(help="Compile first (half a minute, needs a C++ compiler): pays from some hundred steps on.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--compiled/--eager", help="Compile first (needs a C++ compiler); default: where it pays in time."
+        ),
+    ] = None,
     track: Annotated[
         str | None, typer.Option(help="Where losses go besides the artifacts: mlflow, wandb or trackio.")
     ] = None,
@@ -52,6 +55,7 @@ def local(
     from omnifarm.farm.worker_settings import WorkerSettings
     from omnifarm.store.open import open_store
     from omnifarm.store.probe import probe_conditional_writes
+    from omnifarm.training.compiling import compiling_pays, has_compiler
     from omnifarm.training.workbench import Workbench
 
     clock = SystemClock()
@@ -64,14 +68,16 @@ def local(
     records = submit_concepts(concepts, queue=queue, backbone=chosen, only=only or ())
     job_ids = [record.job_id for record in records]
     announce(records, backbone=backbone, fingerprint=chosen.fingerprint, steps=chosen.recipe.steps)
-    if any(not record.state.is_finished for record in records):
+    if pending := sum(not record.state.is_finished for record in records):
+        if compiled is None:
+            compiled = compiling_pays(num_concepts=pending, steps=chosen.recipe.steps, num_workers=1)
         workbench = Workbench.open(
             chosen.name,
             precision=chosen.recipe.precision,
             device=device,
             lanes_per_pack=lanes_per_pack,
             store=opened,
-            compiled=compiled,
+            compiled=compiled and has_compiler(device),
         )
         with open_tracker(track) as tracker, showing_progress(queue, job_ids, clock):
             Worker(

@@ -19,7 +19,7 @@ Init = Literal["zero", "random", "class_word", "visual"]
 """How soft tokens start."""
 Keep = Literal["last", "best"]
 """Which soft tokens become the artifact."""
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float8"]
 """Number format of the frozen weights; soft tokens and optimizer state are always float32."""
 Task = Literal["understanding", "generation", "editing"]
 """What a training sample teaches."""
@@ -87,7 +87,7 @@ class TrainingRecipe:
     identifier_init: str = ""
     """Text whose mean embedding starts the identifier's vector; empty: like the others."""
     precision: Precision = "bfloat16"
-    """Number format of the frozen weights."""
+    """Number format of the frozen weights; `float8` rounds the layers' products to 8 bits around bfloat16."""
     held_out_photos: int = 0
     """Photographs kept from training to measure the loss on, with the questions and edits that belong to them."""
     held_out_every: int = 0

@@ -11,8 +11,8 @@ its system prompt too, because the text-free branch of guidance has neither. Eve
 (seed, concept, step, index), never from a shared stream.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -40,19 +40,30 @@ class Prompter:
     """The concept's rows."""
     identifier: str
     """Such as `<maeve>`."""
+    _known: dict[tuple[str, ...], TextSegment] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def system(self, *, dropped: bool = False) -> TextSegment:
         """Return the system prompt."""
-        return replace(system_prompt(self.layout, tokenizer=self.tokenizer), dropped=dropped)
+        segment = self._once(("system",), lambda: system_prompt(self.layout, tokenizer=self.tokenizer))
+        return replace(segment, dropped=True) if dropped else segment
 
     def user(self, text: str, *, dropped: bool = False) -> TextSegment:
         """Return a question, caption or instruction."""
         rows = {self.identifier: self.layout.sks_row}
-        return replace(user_text(text, tokenizer=self.tokenizer, rows=rows), dropped=dropped)
+        segment = self._once(("user", text), lambda: user_text(text, tokenizer=self.tokenizer, rows=rows))
+        return replace(segment, dropped=True) if dropped else segment
 
     def target(self, text: str) -> TextSegment:
         """Return an answer to be learned."""
-        return target_text(text, tokenizer=self.tokenizer, identifiers=[self.identifier])
+        return self._once(
+            ("target", text), lambda: target_text(text, tokenizer=self.tokenizer, identifiers=[self.identifier])
+        )
+
+    def _once(self, key: tuple[str, ...], make: Callable[[], TextSegment]) -> TextSegment:
+        # A concept has a few hundred texts and meets each of them many times.
+        if (segment := self._known.get(key)) is None:
+            segment = self._known[key] = make()
+        return segment
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -144,7 +144,7 @@ def initial_table(
         if visual_ND is None or len(visual_ND) < layout.num_rows:
             found = 0 if visual_ND is None else len(visual_ND)
             raise ConfigError(f"soft tokens: init visual needs at least {layout.num_rows} visual tokens, found {found}")
-        table_CD += _centres(visual_ND, layout.num_rows, draws=generator(recipe.seed, name, "centres"))
+        table_CD += centres(visual_ND, layout.num_rows, draws=generator(recipe.seed, name, "centres"))
     if recipe.init == "class_word":
         if not class_ids:
             raise ConfigError("soft tokens: init class_word needs the class noun's token ids, found none")
@@ -154,7 +154,7 @@ def initial_table(
     return table_CD
 
 
-def _centres(points_ND: Tensor, count: int, *, draws: torch.Generator, rounds: int = 10) -> Tensor:
+def centres(points_ND: Tensor, count: int, *, draws: torch.Generator, rounds: int = 10) -> Tensor:
     """Return `count` centres of points by k-means (Lloyd's rounds from randomly chosen points), (count, D) float32."""
     points_ND = points_ND.detach().to("cpu", torch.float32)
     centres = points_ND[torch.randperm(len(points_ND), generator=draws)[:count]].clone()

@@ -6,6 +6,7 @@ from omnifarm.farm.tracking import open_tracker
 from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.open import open_store
+from omnifarm.training.compiling import has_compiler
 from omnifarm.training.workbench import Workbench
 
 
@@ -36,6 +37,7 @@ def run_worker(
         sharding=sharding,
         lanes_per_pack=settings.lanes_per_pack,
         store=store,
+        compiled=settings.compiled and has_compiler(device),
     )
     with open_tracker(settings.track) as tracker:
         Worker(

@@ -8,12 +8,15 @@ from omnifarm.farm.tracking import check_tracker
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSettings:
-    """How a worker works; none of it changes what is learned."""
+    """How a worker works; none of it changes what is learned, but for rounding."""
 
     lanes: int = 4
     """Concepts trained side by side."""
     lanes_per_pack: int = 1
     """Lanes that share one forward; 1 keeps a lane's result exactly what it would be alone."""
+    compiled: bool = False
+    """Fuse what surrounds attention with torch.compile, where the worker has a compiler: see `training/compiling.py`.
+    Sums are rounded elsewhere than without it."""
     lease_s: float = 40.0
     """Seconds after which an unrenewed lease may be taken over."""
     heartbeat_s: float = 5.0

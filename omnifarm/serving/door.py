@@ -47,6 +47,8 @@ class Door:
         """Of drawings that say nothing else."""
         self.editing_options = SamplingOptions.for_editing(config)
         """Of edits that say nothing else."""
+        self.keeps_unchanged = bool(config.defaults.get("editing", {}).get("keep_unchanged", False))
+        """Of edits that say nothing else: whether pixels an edit left alone are the source's own."""
         usual = (min(_USUAL_SIDE, self.limits.max_side),) * 2
         height, width = config.defaults.get("generation", {}).get("size", usual)
         self.generation_size = (int(height), int(width))
@@ -147,6 +149,7 @@ class Door:
         think: bool = False,
         partial_every: int = 0,
         step_reuse: int = 1,
+        keep_unchanged: bool | None = None,
         tenant: str = "",
     ) -> EditRequest:
         """Build an edit.
@@ -161,6 +164,7 @@ class Door:
             think: Have the model think first.
             partial_every: Steps between partial images; 0 for none.
             step_reuse: Evaluate every n-th step and extrapolate between: faster, and no longer exact.
+            keep_unchanged: Take pixels that the edit left alone from the source; None does as the backbone suggests.
             tenant: Whose concepts are meant.
 
         Raises:
@@ -180,6 +184,7 @@ class Door:
             tenant=tenant,
             partial_every=_check_range(partial_every, name="partial_every", low=0, high=self.limits.max_steps),
             step_reuse=_check_range(step_reuse, name="step_reuse", low=1, high=_MAX_STEP_REUSE),
+            keep_unchanged=self.keeps_unchanged if keep_unchanged is None else keep_unchanged,
         )
 
 

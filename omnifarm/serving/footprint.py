@@ -45,21 +45,21 @@ class Footprint:
         known = sum(len(self._scripts.introduce(one).ids) + _FRAME for one in residents)
         if isinstance(request, AskRequest):
             think = self._think("understanding") if request.think else 0
-            shown = sum(self._vit_tokens(image.size) for image in request.images)
-            return known + think + shown + self._text(request.question) + request.max_tokens
+            shown = sum(self.vit(image.size) for image in request.images)
+            return known + think + shown + self.text(request.question) + request.max_tokens
         words = request.prompt if isinstance(request, GenerateRequest) else request.instruction
         replay = self._replay(words, residents, mode=request.replay)
         # What replay composes is at most the request and, for every concept, what was written about it.
-        text = self._text(words) + (len(residents) * self._style.max_tokens if replay else 0)
+        text = self.text(words) + (len(residents) * self._style.max_tokens if replay else 0)
         think = self._think("generation") + 2 * MAX_THOUGHT + _FRAME if request.think else 0
         if isinstance(request, GenerateRequest):
             size, contexts = request.size, known + think + text
         else:
             sizes = [self._vae.size(to_rgb(image).size) for image in request.images]
             size = sizes[-1][::-1]
-            shown = sum(self._vit_tokens(one) + self._latent_tokens(one[::-1]) for one in sizes)
+            shown = sum(self.vit(one) + self.latents(one[::-1]) for one in sizes)
             contexts = known + think + 2 * (shown + text)
-        return replay + contexts + 3 * self._latent_tokens(size)
+        return replay + contexts + 3 * self.latents(size)
 
     def _replay(self, text: str, residents: Sequence[Resident], *, mode: ReplayMode) -> int:
         if mode is ReplayMode.OFF or not residents:
@@ -71,22 +71,25 @@ class Footprint:
             answer_prompt(text, style=style),
             composer_prompt(text, text, style=style),
         )
-        longest = max(self._text(prompt) for prompt in prompts)
+        longest = max(self.text(prompt) for prompt in prompts)
         # One concept at a time: its system prompt, its prompt (longer by what was written before), what it writes.
         introduction = max(len(self._scripts.introduce(one).ids) + _FRAME for one in residents)
         return introduction + longest + (len(residents) + 3) * style.max_tokens
 
-    def _text(self, text: str) -> int:
+    def text(self, text: str) -> int:
+        """Return the rows of a text."""
         return len(self._tokenizer.encode_user(text)) + _FRAME
 
     def _think(self, output: str) -> int:
         return len(self._scripts.think_prompt(output).ids) + _FRAME
 
-    def _latent_tokens(self, size: tuple[int, int]) -> int:
+    def latents(self, size: tuple[int, int]) -> int:
+        """Return the rows of a picture of `size` (height, width) as the denoiser sees it."""
         rows, columns = latent_grid(size, config=self._config)
         return rows * columns + _FRAME
 
-    def _vit_tokens(self, width_height: tuple[int, int]) -> int:
+    def vit(self, width_height: tuple[int, int]) -> int:
+        """Return the rows of a picture as understanding sees it."""
         width, height = self._vit.size(self._vae.size(width_height))
         patch = vit_patch_size(self._config)
         return (width // patch) * (height // patch) + _FRAME

@@ -1,9 +1,11 @@
 """What prompting can do without learning: things are introduced by sentences and photos in front of every request.
 
 Baselines of the paper (a description in the prompt, reference photos in the prompt) and of every comparison with
-learned concepts; runs on the same loop as the engine, one request at a time.
+learned concepts; runs on the same loop as the engine, so callers in several threads share its steps.
 """
 
+import itertools
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,22 +20,29 @@ from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import SystemClock
 from omnifarm.errors import OmniFarmError
 from omnifarm.seeding import generator
+from omnifarm.serving.door import Door
+from omnifarm.serving.footprint import Footprint
+from omnifarm.serving.keeping import keep_unchanged
 from omnifarm.serving.loop import Entry, Loop
 from omnifarm.serving.prefixes import PrefixCache
 from omnifarm.serving.replay import ReplayStyle
+from omnifarm.serving.requests import Limits
 from omnifarm.serving.runner import Runner
 from omnifarm.serving.scheduler import Budget
 from omnifarm.serving.scripts import Moves, Scripts
-from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Read, Script, Write
+from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Latents, Read, Script, Write
 
-_CACHED_TOKENS = 16384
+_CACHED_TOKENS = 65536
+_MAX_WAITING = 1024
+
+_MOST_BRANCHES = 3
 
 Known = Sequence[str | Image]
 """An introduction: sentences and photos in reading order; empty where nothing is known."""
 
 
 class Prompted:
-    """Answers, draws and edits behind introductions.
+    """Answers, draws and edits behind introductions. Safe to use from several threads.
 
     Args:
         loaded: The frozen backbone.
@@ -41,8 +50,10 @@ class Prompted:
 
     def __init__(self, loaded: LoadedBackbone) -> None:
         self._config, self._tokenizer = loaded.config, loaded.tokenizer
+        self._keeps_unchanged = Door(loaded.config, limits=Limits()).keeps_unchanged
         style = ReplayStyle.from_defaults(loaded.config.defaults.get("replay", {}))
         self._scripts = Scripts(loaded, style=style, clock=SystemClock())
+        self._footprint = Footprint(loaded, scripts=self._scripts, style=style)
         pool = KvPool(loaded.model, capacity=_CACHED_TOKENS)
         self._loop = Loop(
             Runner(loaded, pool=pool),
@@ -50,8 +61,10 @@ class Prompted:
             prefixes=PrefixCache(max_rows=0),
             budget=Budget(),
             soft_table=lambda: None,
-            max_waiting=1,
+            max_waiting=_MAX_WAITING,
         )
+        self._numbers = itertools.count(1)
+        self._stepping = threading.Lock()
 
     def ask(self, question: str, *, known: Known = (), image: Image | None = None, max_tokens: int = 256) -> str:
         """Answer a question, about a picture if one is given.
@@ -62,36 +75,56 @@ class Prompted:
             image: Read between them.
             max_tokens: Most text tokens of the answer.
         """
-        text: str = self._run(self._ask(question, known, image, max_tokens))
+        texts = [question, *(piece for piece in known if isinstance(piece, str))]
+        photos = [piece for piece in (*known, image) if isinstance(piece, Image)]
+        rows = self._rows(texts) + sum(self._footprint.vit(photo.size) for photo in photos) + max_tokens
+        text: str = self._run(self._ask(question, known, image, max_tokens), rows=rows)
         return text
 
     def draw(
         self, prompt: str, *, known: Known = (), size: tuple[int, int], options: SamplingOptions, seed: int = 0
     ) -> Image:
         """Draw a picture of `size` (height, width); photos in `known` are read as latents and as understanding sees them."""
-        drawn: Image = self._run(self._draw(prompt, known, size, options, seed))
+        rows = self._rows([prompt, *known]) + _MOST_BRANCHES * self._footprint.latents(size)
+        drawn: Image = self._run(self._draw(prompt, known, size, options, seed), rows=rows)
         return drawn
 
     def edit(
         self, image: Image, instruction: str, *, known: Known = (), options: SamplingOptions, seed: int = 0
     ) -> Image:
         """Change a picture."""
-        changed: Image = self._run(self._edit(image, instruction, known, options, seed))
+        source = self._scripts.resize(image)
+        # Every piece is read by two of the three contexts.
+        rows = 2 * self._rows([instruction, image, *known])
+        rows += _MOST_BRANCHES * self._footprint.latents((source.height, source.width))
+        changed: Image = self._run(self._edit(image, instruction, known, options, seed), rows=rows)
         return changed
 
-    def _run(self, script: Script[Any]) -> Any:
+    def _rows(self, pieces: Known) -> int:
+        """Return the rows that pieces take where photos are read as latents and as understanding sees them."""
+        count = 0
+        for piece in pieces:
+            if isinstance(piece, str):
+                count += self._footprint.text(piece)
+            else:
+                photo = self._scripts.resize(piece)
+                count += self._footprint.vit(piece.size) + self._footprint.latents((photo.height, photo.width))
+        return count
+
+    def _run(self, script: Script[Any], *, rows: int) -> Any:
         ended: list[Any] = []
         entry = Entry(
-            number=0,
+            number=next(self._numbers),
             script=script,
-            rows=_CACHED_TOKENS,
+            rows=rows,
             tenant="",
             on_start=lambda: None,
             on_end=lambda result, error: ended.append((result, error)),
         )
         self._loop.submit(entry)
         while not ended:
-            self._loop.step()
+            with self._stepping:
+                self._loop.step()
         error: OmniFarmError | None
         result, error = ended[0]
         if error is not None:
@@ -118,7 +151,8 @@ class Prompted:
     def _edit(self, image: Image, instruction: str, known: Known, options: SamplingOptions, seed: int) -> Moves:
         source = self._scripts.resize(image)
         introduction = yield from self._introduced(known)
-        shown = yield from self._condition(source, generator(seed, "source"))
+        (latents,) = yield [Encode(image=source, generator=generator(seed, "source"))]
+        shown = self._condition(source, latents)
         text = self._say(instruction)
         main, without_text, without_image = yield [
             Read(context=NOTHING, segments=[*introduction, *shown, text]),
@@ -126,7 +160,11 @@ class Prompted:
             Read(context=NOTHING, segments=[*introduction, text]),
         ]
         guidance = Guidance(main=main, without_text=without_text, without_image=without_image)
-        return (yield from self._picture(guidance, size=(source.height, source.width), options=options, seed=seed))
+        edited = yield from self._picture(guidance, size=(source.height, source.width), options=options, seed=seed)
+        if not self._keeps_unchanged:
+            return edited
+        (decoded,) = yield [Decode(latents=latents)]
+        return keep_unchanged(edited, source=source, decoded=decoded)
 
     def _introduced(self, known: Known) -> Moves:
         segments: list[Segment] = []
@@ -135,11 +173,11 @@ class Prompted:
                 segments.append(self._say(piece))
             else:
                 photo = self._scripts.resize(piece)
-                segments += yield from self._condition(photo, generator(number, "reference"))
+                (latents,) = yield [Encode(image=photo, generator=generator(number, "reference"))]
+                segments += self._condition(photo, latents)
         return segments
 
-    def _condition(self, image: Image, posterior: torch.Generator) -> Moves:
-        (latents,) = yield [Encode(image=image, generator=posterior)]
+    def _condition(self, image: Image, latents: Latents) -> list[Segment]:
         return [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self._scripts.show(image)]
 
     def _picture(self, guidance: Guidance, *, size: tuple[int, int], options: SamplingOptions, seed: int) -> Moves:

@@ -101,6 +101,8 @@ class EditRequest:
     """Steps between partial images; 0 for none."""
     step_reuse: int
     """Evaluate every n-th step and extrapolate between; 1 evaluates all and is exact."""
+    keep_unchanged: bool
+    """Take pixels that the edit left alone from the source, see `keeping.py`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

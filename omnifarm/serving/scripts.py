@@ -29,6 +29,7 @@ from omnifarm.concept.prompts import system_prompt, user_text
 from omnifarm.concept.soft_tokens import SoftTokenLayout
 from omnifarm.seeding import generator
 from omnifarm.serving.events import Event, PartialImage, TextPiece
+from omnifarm.serving.keeping import keep_unchanged
 from omnifarm.serving.prefixes import content_digest, digest
 from omnifarm.serving.replay import ReplayMode, ReplayStyle, ReplayTrace, conversation, untouched
 from omnifarm.serving.requests import Answer, AskRequest, EditRequest, GenerateRequest, Picture
@@ -151,6 +152,10 @@ class Scripts:
         picture: Picture = yield from self._draw(
             request, guidance, size=size, traces=traces, thought=thought, tell=tell, watch=watch
         )
+        if request.keep_unchanged:
+            (decoded,) = yield [Decode(latents=encoded[-1])]
+            kept = keep_unchanged(picture.image, source=sources[-1], decoded=decoded)
+            picture = replace(picture, image=kept)
         return picture
 
     def resize(self, image: Image.Image) -> Image.Image:

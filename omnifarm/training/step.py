@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -152,11 +153,15 @@ def pack_lanes(
 def shift_rows(segments: Sequence[Segment], *, by: int) -> list[Segment]:
     """Return a sequence whose soft slots point `by` rows further down the table."""
     return [
-        replace(segment, soft=tuple(replace(slot, row=slot.row + by) for slot in segment.soft))
-        if by and isinstance(segment, TextSegment) and segment.soft
-        else segment
+        _shifted(segment, by) if by and isinstance(segment, TextSegment) and segment.soft else segment
         for segment in segments
     ]
+
+
+@lru_cache(maxsize=4096)
+def _shifted(segment: TextSegment, by: int) -> TextSegment:
+    # The same texts come step after step, and a lane keeps its place until a neighbour leaves.
+    return replace(segment, soft=tuple(replace(slot, row=slot.row + by) for slot in segment.soft))
 
 
 def step_losses(loss: LaneLoss, grad_CD: Tensor, *, num_gen: int) -> StepLosses:

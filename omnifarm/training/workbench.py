@@ -4,6 +4,7 @@ A workbench holds what all lanes of a process share: the frozen backbone, pictur
 Knows no queue or cluster, and a store only as the place where prepared pictures outlive the process.
 """
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
+from omnifarm.backbone.fp8 import use_fp8, uses_fp8
+from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
@@ -20,9 +23,10 @@ from omnifarm.concept.recipe import Precision, TrainingRecipe
 from omnifarm.concept.samples import ConceptSamples
 from omnifarm.concept.soft_tokens import SoftTokenLayout, SoftTokens, initial_table
 from omnifarm.concept.spec import ConceptSpec
-from omnifarm.errors import TrainingError
+from omnifarm.errors import ConfigError, TrainingError
 from omnifarm.store.base import Store
 from omnifarm.training.checkpoint import load_lane
+from omnifarm.training.compiling import compile_backbone
 from omnifarm.training.curves import curve_parquet, loss_curve
 from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
@@ -30,8 +34,17 @@ from omnifarm.training.plan import StepCost, lane_costs
 from omnifarm.training.sharded_backbone import open_backbone
 from omnifarm.training.sharding import Replicated, Sharding
 
-DTYPES: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""Type of the frozen weights by the recipe's name for it."""
+DTYPES: dict[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float8": torch.bfloat16,
+}
+"""Type in which the weights are loaded, by the recipe's name for their precision."""
+
+
+def precision_of(model: Backbone) -> Precision:
+    """Return the name of a loaded model's precision."""
+    return "float8" if uses_fp8(model) else "float32" if model.dtype == torch.float32 else "bfloat16"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,11 +111,18 @@ class Workbench:
 
         Raises:
             WeightsError: The backbone cannot be loaded.
-            ConfigError: Its layout is unknown, does not fit, or needs processes that are not there.
+            ConfigError: Its layout is unknown, does not fit, or needs processes that are not there; or 8-bit products
+                are asked of a shared backbone or of sides they cannot take.
         """
         loaded, layout = open_backbone(backbone, sharding=sharding, dtype=DTYPES[precision], device=device)
+        if precision == "float8":
+            if not isinstance(layout, Replicated):
+                raise ConfigError("float8 needs the whole backbone in every process; use --sharding replicated")
+            use_fp8(loaded.model)
         if compiled and isinstance(layout, Replicated):
-            loaded.model.set_training_mode(compiled=True)
+            compile_backbone(loaded)
+        # What is in memory now stays as long as the process: walking it again cost 4 % of all steps.
+        gc.freeze()
         return cls(loaded, sharding=layout, lanes_per_pack=lanes_per_pack, store=store, clock=clock)
 
     @property
@@ -129,17 +149,17 @@ class Workbench:
             TrainingError: The checkpoint is damaged or of another identity, or the backbone of another precision.
         """
         model = self._backbone.model
-        if DTYPES[recipe.precision] != model.dtype:
+        if recipe.precision != (found := precision_of(model)):
             raise TrainingError(
-                f"the recipe of {spec.name!r} asks for {recipe.precision} weights, the backbone was loaded as "
-                f"{str(model.dtype).removeprefix('torch.')}; train it in a run of its own"
+                f"the recipe of {spec.name!r} asks for {recipe.precision} weights, the backbone was loaded as {found}; "
+                "train it in a run of its own"
             )
         self._images.get_all(spec)
         learned, held_out = spec, None
         if recipe.held_out_photos:
             learned, measured = split_held_out(spec, count=recipe.held_out_photos)
-            held_out = self._samples(measured, recipe)
-        source = self._samples(learned, recipe)
+            held_out = self.samples(measured, recipe=recipe)
+        source = self.samples(learned, recipe=recipe)
         if checkpoint is not None:
             return load_lane(
                 checkpoint, identity=identity, recipe=recipe, source=source, held_out=held_out, device=model.device
@@ -154,20 +174,28 @@ class Workbench:
             embedding_VD=self._sharding.embedding_rows([*class_ids, *identifier_ids]),
             class_ids=range(len(class_ids)),
             identifier_ids=range(len(class_ids), len(class_ids) + len(identifier_ids)),
-            visual_ND=self._visual_tokens(learned) if recipe.init == "visual" else None,
+            visual_ND=self.visual_tokens([self._images.get(learned, image).features for image in learned.images])
+            if recipe.init == "visual"
+            else None,
             name=spec.name,
         )
         return Lane.start(spec.name, recipe=recipe, source=source, soft_CD=table_CD.to(model.device), held_out=held_out)
 
-    def _samples(self, spec: ConceptSpec, recipe: TrainingRecipe) -> ConceptSamples:
-        return ConceptSamples(spec, recipe=recipe, backbone=self._backbone, images=self._images)
+    def samples(
+        self, spec: ConceptSpec, *, recipe: TrainingRecipe, layout: SoftTokenLayout | None = None
+    ) -> ConceptSamples:
+        """Return the samples of a concept's training; `layout` names the rows its prompts show, the recipe's by default."""
+        return ConceptSamples(spec, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout)
 
     @torch.no_grad()
-    def _visual_tokens(self, spec: ConceptSpec) -> Tensor:
-        """Return what the language model sees of a concept's photographs, (N, D), without positions."""
+    def visual_tokens(self, features: Sequence[Tensor]) -> Tensor:
+        """Return what the language model sees of prepared pictures, (N, D), without positions.
+
+        Args:
+            features: Of each picture, (n, V), see `PreparedImage`.
+        """
         model = self._backbone.model
-        features = torch.cat([self._images.get(spec, image).features for image in spec.images])
-        visual: Tensor = model.connector(features.to(model.device, model.dtype))
+        visual: Tensor = model.connector(torch.cat(list(features)).to(model.device, model.dtype))
         return visual
 
     def step_cost(self, lanes: Sequence[Lane], *, steps: range) -> StepCost:

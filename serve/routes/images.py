@@ -68,6 +68,7 @@ async def generate(
             seed=seed,
             replay=body.replay or "unified",
             think=body.think,
+            step_reuse=body.step_reuse,
             partial_every=_partial_every(body, options),
             tenant=caller.tenant,
         )
@@ -119,6 +120,8 @@ async def edit(
             seed=seed,
             replay=body.replay or "off",
             think=body.think,
+            step_reuse=body.step_reuse,
+            keep_unchanged=body.keeps_unchanged,
             partial_every=_partial_every(body, options),
             tenant=caller.tenant,
         )

@@ -52,6 +52,9 @@ class DrawBody(ModelBody):
     ] = None
     cfg_renorm_type: Literal["global", "channel", "text_channel"] | None = None
     cfg_renorm_min: Annotated[float | None, Field(ge=0, le=1)] = None
+    step_reuse: Annotated[
+        int, Field(ge=1, le=4, description="Evaluate every n-th step and extrapolate between: faster, not exact.")
+    ] = 1
 
     def sampling(self) -> dict[str, Any]:
         """The sampling options that were given."""
@@ -83,7 +86,15 @@ class GenerateBody(DrawBody):
 class EditBody(DrawBody):
     """A picture from pictures and an instruction; the pictures are the files `image` (or `image[]`)."""
 
-    input_fidelity: Annotated[Literal["low", "high"] | None, Field(description="Accepted, without effect.")] = None
+    input_fidelity: Annotated[
+        Literal["low", "high"] | None,
+        Field(description="high: pixels that the edit leaves alone are the source's own; low: all are drawn anew."),
+    ] = None
+
+    @property
+    def keeps_unchanged(self) -> bool | None:
+        """What `input_fidelity` says of pixels an edit leaves alone; None leaves it to the backbone."""
+        return None if self.input_fidelity is None else self.input_fidelity == "high"
 
 
 class Trace(BaseModel):

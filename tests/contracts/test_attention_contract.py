@@ -1,10 +1,14 @@
 """Every attention kernel gives what a dense softmax over the written-out visibility gives, and its gradients."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 
-from omnifarm.backbone.attention import Visibility, plan_attention
-from omnifarm.backbone.attention_kernels import KERNELS, fastest_kernel, prepare_attention
+from omnifarm.backbone.attention import AttentionPlan, Visibility, plan_attention
+from omnifarm.backbone.attention_kernels import KERNELS, MaskedMatmul, fastest_kernel, prepare_attention
+from omnifarm.backbone.step import plan_rows
 from omnifarm.errors import ConfigError
 
 LENGTHS = (5, 23, 40)
@@ -41,9 +45,13 @@ def gradients(mixed: torch.Tensor, parts: list[torch.Tensor]) -> tuple[torch.Ten
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("plan", [plan_attention, partial(plan_rows, dtype=torch.float32)])
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_kernel_gives_the_dense_softmax_and_its_gradients(name: str, key_heads: int) -> None:
+def test_a_kernel_gives_the_dense_softmax_and_its_gradients(
+    name: str, key_heads: int, plan: Callable[..., AttentionPlan]
+) -> None:
+    """Masks of truth values (training) and of numbers to add (serving)."""
     sequences, dense = tree()
 
     def reference(query, key, value):  # type: ignore[no-untyped-def]
@@ -53,7 +61,7 @@ def test_a_kernel_gives_the_dense_softmax_and_its_gradients(name: str, key_heads
         return torch.einsum("hqk,khd->qhd", weights, value).flatten(1)
 
     attention = prepare_attention(
-        plan_attention(sequences, num_queries=sum(LENGTHS)),
+        plan(sequences, num_queries=sum(LENGTHS)),
         num_heads=4, num_key_heads=key_heads, like=torch.zeros(1), needs_gradient=True, kernel=name,
     )  # fmt: skip
     parts = operands(key_heads)
@@ -66,6 +74,25 @@ def test_a_kernel_gives_the_dense_softmax_and_its_gradients(name: str, key_heads
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     for one, like in zip(gradients(found, parts), gradients(expected, parts), strict=True):
         torch.testing.assert_close(one, like, atol=1e-5, rtol=1e-4)
+
+
+def test_in_bf16_what_serving_takes_is_as_near_to_float32_as_the_fused_kernel() -> None:
+    sequences, _ = tree()
+    exact = [part.detach().double() for part in operands(2)]
+    rounded = [part.bfloat16() for part in exact]
+
+    def run(parts: list[torch.Tensor], name: str | None) -> torch.Tensor:
+        attention = prepare_attention(
+            plan_rows(sequences, num_queries=sum(LENGTHS), dtype=parts[0].dtype),
+            num_heads=4, num_key_heads=2, like=parts[0], needs_gradient=False, kernel=name,
+        )  # fmt: skip
+        assert name is not None or isinstance(attention, MaskedMatmul)
+        return attention(*parts).double()
+
+    expected = run([part.double() for part in rounded], "fused")
+    errors = {name: (run(rounded, name) - expected).abs().mean().item() for name in ("fused", None)}
+    assert errors[None] < 2 * errors["fused"], errors
+    assert errors[None] < 0.01
 
 
 def test_the_fastest_kernel_is_found_by_running_them() -> None:

@@ -7,8 +7,8 @@ import pytest
 from omnifarm.cli.perf_sharding import measure_sharding
 
 LAYOUTS = ("zero3", "fsdp2")
-BESIDES_BYTES = 20e6
-"""What a process holds besides weights: the autoencoder (6.5 MB), the libraries' own buffers."""
+BESIDES_BYTES = 24e6
+"""What a process holds besides weights: the autoencoder (6.5 MB), the libraries' own buffers; 21 MB on an AMD EPYC."""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 

@@ -44,6 +44,7 @@ class WorldJudge:
         self._round_trip = round_trip
         self._cases: dict[tuple[str, str], EditCase] = {}
         self._codec_db: dict[str, float] = {}
+        self._readings: dict[str, Reading] = {}
         for concept in concepts:
             for case in concept.test_edits:
                 asked = case.edit.instruction.replace(NAME, f"<{concept.name}>")
@@ -119,8 +120,11 @@ class WorldJudge:
         return found
 
     def read(self, picture: Image.Image) -> Reading:
-        """Read one picture."""
-        return self._reader.read(pixels(picture)[None])[0]
+        """Read one picture; each is read once, though the judge and the exact measures both ask for it."""
+        digest = pixel_digest(picture)
+        if digest not in self._readings:
+            self._readings[digest] = self._reader.read(pixels(picture)[None])[0]
+        return self._readings[digest]
 
     def _quality(self, case: EditCase, result: Pixels) -> dict[str, float]:
         source, target = render(case.source), render(case.edit.target)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from omnifarm.bench.metrics.encoders import NotRun
 from omnifarm.bench.metrics.similarity import mean_similarity, normalised
+from omnifarm.concept.images import pixel_digest
 
 ARCFACE_PACK = "antelopev2"
 """InsightFace model pack of the public script (for non-commercial use)."""
@@ -71,18 +72,35 @@ def score_faces(encoder: FaceEncoder, drawings: Sequence[Image.Image], photograp
     )
 
 
-class ArcFaceEncoder:
-    """InsightFace's detector and ArcFace network.
+class _Remembering:
+    """Looks at each picture once: photographs are compared with the drawings of every row."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, NDArray[np.float32] | None] = {}
+
+    def embed(self, picture: Image.Image) -> NDArray[np.float32] | None:
+        """Return the largest face's embedding (D,), or None where no face is found."""
+        digest = pixel_digest(picture)
+        if digest not in self._known:
+            self._known[digest] = self._embed(picture)
+        return self._known[digest]
+
+    def _embed(self, picture: Image.Image) -> NDArray[np.float32] | None:
+        raise NotImplementedError
+
+
+class ArcFaceEncoder(_Remembering):
+    """InsightFace's detector and ArcFace network; pictures are resized as the public script does, BGR.
 
     Args:
         app: A prepared `insightface.app.FaceAnalysis`.
     """
 
     def __init__(self, app: Any) -> None:
+        super().__init__()
         self._app = app
 
-    def embed(self, picture: Image.Image) -> NDArray[np.float32] | None:
-        """Return the largest face's embedding; the picture is resized as the public script does, BGR."""
+    def _embed(self, picture: Image.Image) -> NDArray[np.float32] | None:
         faces = self._app.get(np.asarray(_resized(picture))[:, :, ::-1])
         if not faces:
             return None
@@ -90,18 +108,19 @@ class ArcFaceEncoder:
         return np.asarray(largest.normed_embedding, np.float32)
 
 
-class DlibEncoder:
-    """dlib's frontal detector and its face network, weights from `face_recognition_models`."""
+class DlibEncoder(_Remembering):
+    """dlib's frontal detector and its face network (128 numbers), weights from `face_recognition_models`."""
 
     def __init__(self, folder: Path) -> None:
         import dlib
+
+        super().__init__()
 
         self._detect = dlib.get_frontal_face_detector()
         self._landmarks = dlib.shape_predictor(str(folder / _DLIB_LANDMARKS))
         self._network = dlib.face_recognition_model_v1(str(folder / _DLIB_FACES))
 
-    def embed(self, picture: Image.Image) -> NDArray[np.float32] | None:
-        """Return the largest face's embedding (128,)."""
+    def _embed(self, picture: Image.Image) -> NDArray[np.float32] | None:
         pixels = np.ascontiguousarray(np.asarray(picture.convert("RGB")))
         boxes = self._detect(pixels, 1)
         if not boxes:

@@ -15,15 +15,17 @@ from omnifarm.bench.metrics.columns import COLUMNS
 from omnifarm.bench.plan import RunPlan
 from omnifarm.bench.published import SOURCE, TABLE_1, TABLE_2, TABLE_3
 from omnifarm.bench.replies import ReplyFile
+from omnifarm.bench.report.ablations import ablation_tables
 from omnifarm.bench.report.figures import draw_figures
 from omnifarm.bench.report.grids import draw_grids
+from omnifarm.bench.report.looks import Looks
 from omnifarm.bench.report.markdown import as_markdown
 from omnifarm.bench.report.page import as_page
-from omnifarm.bench.rows import NOT_BUILT, Row
+from omnifarm.bench.rows import ABSENT, Row
 from omnifarm.bench.tasks import Benchmark
 from omnifarm.store.base import Store
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the report's fields."""
 
 _MAX_LISTED = 40
@@ -53,6 +55,8 @@ class Evidence:
     """strict or compat."""
     soft_tokens: Mapping[str, Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]]
     """Row to concept to its table (C, D)."""
+    looks: Looks
+    """Row to concept to where its identifier looks."""
     train_s: Mapping[str, float]
     """Row to seconds of training."""
     about: Mapping[str, Any]
@@ -67,7 +71,7 @@ def write_report(evidence: Evidence) -> dict[str, Any]:
     """
     report = contents(evidence)
     folder = evidence.plan.folder
-    figures = draw_figures(report, soft_tokens=evidence.soft_tokens)
+    figures = draw_figures(report, soft_tokens=evidence.soft_tokens, looks=evidence.looks)
     grids = draw_grids(evidence.plan, evidence.benchmark, evidence.store)
     put = evidence.store.put
     put(f"{folder}/report.parquet", parquet(evidence.values, protocol=evidence.protocol, judge=evidence.judge))
@@ -88,7 +92,7 @@ def contents(evidence: Evidence) -> dict[str, Any]:
         if key not in evidence.reasons
     }
     failures, traces, asking = _replies(rows, evidence)
-    return {
+    report = {
         "schema_version": SCHEMA_VERSION,
         "run": evidence.plan.run,
         "plan": evidence.plan.to_json(),
@@ -113,11 +117,13 @@ def contents(evidence: Evidence) -> dict[str, Any]:
             "table_2": {name: dict(row) for name, row in TABLE_2.items()},
             "table_3": {name: list(row) for name, row in TABLE_3.items()},
         },
-        "not_built": dict(NOT_BUILT),
+        "absent": dict(ABSENT),
         "timings": {row.key: {"train_s": evidence.train_s.get(row.key), **asking[row.key]} for row in rows},
         "failures": failures,
         "traces": traces,
     }
+    tables = ablation_tables(report, soft_tokens=evidence.soft_tokens, looks=evidence.looks)
+    return {**report, "ablations": [asdict(table) for table in tables]}
 
 
 def parquet(values: Sequence[ConceptValue], *, protocol: str, judge: str) -> bytes:
@@ -179,7 +185,7 @@ def _replies(
     for row in rows:
         seconds: dict[str, list[float]] = {}
         replays: list[float] = []
-        missing = 0
+        missing, at_once, spent_s = 0, 1, 0.0
         for seed in evidence.plan.seeds:
             replies = ReplyFile(evidence.store, prefix=evidence.plan.replies_key(row, seed=seed))
             for concept in evidence.benchmark.concepts:
@@ -192,7 +198,9 @@ def _replies(
                     if filed.failure:
                         failures.append({**where, "failure": filed.failure})
                         continue
-                    seconds.setdefault(item.task, []).append(filed.timings.get("total_s", 0.0))
+                    at_once = max(at_once, filed.at_once)
+                    seconds.setdefault(item.task, []).append(filed.timings["total_s"])
+                    spent_s += filed.timings["spent_s"]
                     if filed.trace.get("calls"):
                         replays.append(filed.trace["duration_s"])
                         if is_first and item.task == "parg":
@@ -200,7 +208,8 @@ def _replies(
                             is_first = False
         asking[row.key] = {
             "seconds_each": {task: round(float(np.mean(found)), 3) for task, found in seconds.items()},
-            "ask_s": round(sum(map(sum, seconds.values())), 1),
+            "ask_s": round(spent_s, 1),
+            "at_once": at_once,
             "replay_s": round(float(np.mean(replays)), 4) if replays else None,
             "not_asked": missing,
         }

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omnifarm.bench.report.looks import Looks, draw_looks
+
 Tables = Mapping[str, Mapping[str, NDArray[np.float32]]]
 """Row to concept to its soft tokens (C, D)."""
 
@@ -14,10 +16,11 @@ _BARS = ("rec", "vqa_bleu", "qa_bleu", "parg_score", "sema_c", "qual_i", "avg", 
 _MAX_ROWS = 14
 
 
-def draw_figures(report: Mapping[str, Any], *, soft_tokens: Tables) -> dict[str, bytes]:
-    """Return the figures there is data for: `overview`, `tokens`, `exemplars`, `latency`, `soft_tokens`."""
+def draw_figures(report: Mapping[str, Any], *, soft_tokens: Tables, looks: Looks) -> dict[str, bytes]:
+    """Return the figures there is data for: `overview`, and those of `markdown.TITLES`."""
     from matplotlib.figure import Figure
 
+    titles = {row["key"]: row["title"] for row in report["rows"]}
     figures: dict[str, bytes] = {}
     for name, draw in (
         ("overview", lambda figure: _overview(figure, report)),
@@ -25,6 +28,7 @@ def draw_figures(report: Mapping[str, Any], *, soft_tokens: Tables) -> dict[str,
         ("exemplars", lambda figure: _sweep(figure, report, "exemplars", "worked examples", ("parg_score", "world_parg", "world_replay"))),
         ("latency", lambda figure: _latency(figure, report)),
         ("soft_tokens", lambda figure: _embedding(figure, soft_tokens)),
+        ("attention", lambda figure: draw_looks(figure, looks, titles)),
     ):  # fmt: skip
         figure = Figure(figsize=(9, 4.2), layout="constrained")
         drawer: Callable[[Figure], bool] = draw
@@ -91,7 +95,7 @@ def _latency(figure: Any, report: Mapping[str, Any]) -> bool:
         for row in report["rows"]
         if row["key"] in ("ours", "three_stage") and report["timings"][row["key"]]["replay_s"] is not None
     }
-    if not measured:
+    if len(measured) < 2:
         return False
     axes = figure.subplots(1, 2)
     published = {name: values[0] for name, values in report["published"]["table_3"].items()}

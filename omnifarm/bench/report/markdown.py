@@ -3,6 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+TITLES: Mapping[str, str] = {
+    "tokens": "Number of soft tokens (paper: Fig. 9)",
+    "exemplars": "Worked examples in the replay prompt (paper: Fig. 6b)",
+    "latency": "Ways of replay (paper: Table 3)",
+    "soft_tokens": "Soft tokens of all concepts (paper: Fig. 6a)",
+    "attention": "Where the identifier looks (paper: Fig. 8)",
+}
+"""Key of an ablation to its heading."""
 SECTIONS = (
     ("paper", "Columns of the paper"),
     ("honest", "What keeps them honest"),
@@ -80,7 +88,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         reasons.setdefault(reason, []).append(titles[key])
     lines += ["", "## Not run", ""]
     lines += [f"- {', '.join(keys)}: {reason}" for reason, keys in reasons.items()]
-    lines += [f"- {name}: no row, it {why}" for name, why in report["not_built"].items()]
+    lines += [f"- {name}: {why}" for name, why in report["absent"].items()]
     notes = [f"- {row['title']}: {row['note']}" for row in report["rows"] if row["note"]]
     lines += ["", "## Rows", "", *notes]
     lines += ["", f"## Published ({report['published']['source']}; not measured here)", ""]
@@ -94,6 +102,10 @@ def as_markdown(report: Mapping[str, Any]) -> str:
             ],
         )
         lines.append("")
+    for table in report["ablations"]:
+        lines += [f"## {TITLES[table['key']]}", "", *([table["note"], ""] if table["note"] else [])]
+        names, *cells = table["lines"]
+        lines += [*_table(names, cells), ""]
     head, *times = timing_rows(report)
     lines += ["## Time", "", *_table(head, times)]
     if report["notes"]:
@@ -114,13 +126,14 @@ def _measured(report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -
 
 def timing_rows(report: Mapping[str, Any]) -> list[list[str]]:
     """Return head and lines of the table of times: training and asking, over all concepts and seeds."""
-    rows = [["row", "training s", "asking s", "s per item", "s per replay", "items not asked"]]
+    rows = [["row", "training s", "asking s", "at once", "s until a reply", "s per replay", "items not asked"]]
     for row in report["rows"]:
         found = report["timings"][row["key"]]
         each = ", ".join(f"{task} {seconds:g}" for task, seconds in found["seconds_each"].items())
         train = "-" if found["train_s"] is None else f"{found['train_s']:.0f}"
         replay = "-" if found["replay_s"] is None else f"{found['replay_s']:.3f}"
-        rows.append([row["title"], train, f"{found['ask_s']:.0f}", each, replay, str(found["not_asked"])])
+        asked = [f"{found['ask_s']:.0f}", str(found["at_once"])]
+        rows.append([row["title"], train, *asked, each, replay, str(found["not_asked"])])
     return rows
 
 

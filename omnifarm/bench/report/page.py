@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from omnifarm.bench.report.grids import Strip
-from omnifarm.bench.report.markdown import SECTIONS, columns_of, conditions, rows_of, timing_rows
+from omnifarm.bench.report.markdown import SECTIONS, TITLES, columns_of, conditions, rows_of, timing_rows
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2126; --soft: #5d6670; --line: #dfe3e8; --ours: #eaf2fb; --pub: #f7f3ea; }
@@ -15,10 +15,10 @@ h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin: 2
 p, li, dl { max-width: 75ch } .soft { color: var(--soft) }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .8rem 0 } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; white-space: nowrap }
-th, td { border-bottom: 1px solid var(--line); padding: .28rem .55rem; text-align: right; vertical-align: top }
+th, td { border-bottom: 1px solid var(--line); padding: .28rem .45rem; text-align: right; vertical-align: top }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
 thead th { font-weight: 600; vertical-align: bottom } tr.ours td { background: var(--ours) }
-td small { display: block; color: var(--soft); font-size: .72rem } td.best { font-weight: 700 } td.thin { color: #a33 }
+td small { display: block; font-weight: 400; color: var(--soft); font-size: .72rem } td.best { font-weight: 700 } td.thin { color: #a33 }
 table.published td, table.published th { background: var(--pub) } table.published caption { background: var(--pub) }
 caption { text-align: left; font-weight: 600; padding: .3rem .55rem }
 img.figure { max-width: 100% } .strip { margin: .5rem 0 1rem } .tiles { display: flex; flex-wrap: wrap; gap: .5rem }
@@ -26,13 +26,7 @@ figure { margin: 0; width: 112px } figure img { width: 112px; border-radius: 4px
 code { font-size: .9em } details { margin: .3rem 0 }
 """
 
-_FIGURES = {
-    "overview": "Measured, with 95 % intervals. Dark: ours; light: ablations; grey: baselines.",
-    "tokens": "Number of soft tokens (paper: Fig. 9).",
-    "exemplars": "Worked examples in the replay prompt (paper: Fig. 6b).",
-    "latency": "Seconds of a replay (paper: Table 3).",
-    "soft_tokens": "Soft tokens of all concepts (paper: Fig. 6a).",
-}
+_OVERVIEW = "Measured, with 95 % intervals. Dark: ours; light: ablations; grey: baselines."
 
 
 def as_page(report: Mapping[str, Any], *, figures: Mapping[str, bytes], grids: Sequence[Strip]) -> str:
@@ -54,7 +48,9 @@ def as_page(report: Mapping[str, Any], *, figures: Mapping[str, bytes], grids: S
         if columns:
             parts += [f"<h2>{escape(title)}</h2>", _measured(report, columns)]
     parts += ["<h2>Published</h2>", _published(report)]
-    parts += [_figure(name, png) for name, png in figures.items()]
+    if "overview" in figures:
+        parts.append(f"<h2>{_OVERVIEW}</h2>{_figure('overview', figures['overview'], _OVERVIEW)}")
+    parts += [_ablation(table, figures) for table in report["ablations"]]
     parts += ["<h2>Pictures</h2>", *map(_strip, grids)] if grids else []
     parts += [_per_concept(report), _traces(report), _timings(report), _notes(report), _failures(report)]
     title = escape(report["run"])
@@ -94,8 +90,9 @@ def _cell(cell: Mapping[str, Any] | None, best: float | None) -> str:
         reason = "-" if cell is None else cell["reason"]
         is_missing = reason.startswith("not run")
         return f'<td title="{escape(reason)}">{"not run" if is_missing else escape(reason)}</td>'
-    small = "" if cell["low"] is None else f"{cell['low']:.2f} to {cell['high']:.2f}, "
-    small += f"n {cell['n']}" + (f", {cell['failures']} failed" if cell["failures"] else "")
+    lines = [] if cell["low"] is None else [f"{cell['low']:.2f} to {cell['high']:.2f}"]
+    lines += [f"n {cell['n']}" + (f", {cell['failures']} failed" if cell["failures"] else "")]
+    small = "<br>".join(lines)
     is_thin = cell["failures"] > 0.1 * (cell["n"] + cell["failures"])
     kinds = (["best"] if best is not None and abs(cell["value"] - best) < 5e-4 else []) + (["thin"] if is_thin else [])
     mark = f' class="{" ".join(kinds)}"' if kinds else ""
@@ -125,10 +122,23 @@ def _published(report: Mapping[str, Any]) -> str:
     )
 
 
-def _figure(name: str, png: bytes) -> str:
+def _figure(name: str, png: bytes, text: str) -> str:
     data = base64.b64encode(png).decode()
-    text = escape(_FIGURES[name])
-    return f'<h2>{text}</h2><img class="figure" id="figure-{name}" alt="{text}" src="data:image/png;base64,{data}">'
+    return f'<img class="figure" id="figure-{name}" alt="{escape(text)}" src="data:image/png;base64,{data}">'
+
+
+def _ablation(table: Mapping[str, Any], figures: Mapping[str, bytes]) -> str:
+    """A heading, the table, and the figure of the same key below it."""
+    key, title, (head, *lines) = table["key"], TITLES[table["key"]], table["lines"]
+    note = f'<p class="soft">{escape(table["note"])}</p>' if table["note"] else ""
+    figure = _figure(key, figures[key], title) if key in figures else ""
+    return f"<h2>{escape(title)}</h2>{_plain_table(head, lines)}{note}{figure}"
+
+
+def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f'<div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _strip(strip: Strip) -> str:
@@ -181,9 +191,7 @@ def _traces(report: Mapping[str, Any]) -> str:
 
 def _timings(report: Mapping[str, Any]) -> str:
     head, *lines = timing_rows(report)
-    names = "".join(f"<th>{escape(name)}</th>" for name in head)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    return f'<h2>Time</h2><div class="wide"><table><thead><tr>{names}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f"<h2>Time</h2>{_plain_table(head, lines)}"
 
 
 def _notes(report: Mapping[str, Any]) -> str:
@@ -192,7 +200,7 @@ def _notes(report: Mapping[str, Any]) -> str:
     for key, reason in report["reasons"].items():
         reasons.setdefault(reason, []).append(titles[key])
     not_run = [f"<b>{escape(', '.join(keys))}</b>: {escape(reason)}" for reason, keys in reasons.items()]
-    not_run += [f"<b>{escape(name)}</b>: no row, it {escape(why)}" for name, why in report["not_built"].items()]
+    not_run += [f"<b>{escape(name)}</b>: {escape(why)}" for name, why in report["absent"].items()]
     rows = [f"<b>{escape(row['title'])}</b>: {escape(row['note'])}" for row in report["rows"] if row["note"]]
     about = [f"<b>{escape(c['title'])}</b>: {escape(c['about'])}" for c in report["columns"] if c["about"]]
     parts = (

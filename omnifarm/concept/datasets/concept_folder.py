@@ -19,6 +19,8 @@ QAFileKind = Literal["vqa", "text", "yes", "no"]
 
 # UnifyBench is known to say "human"; the other words are ours.
 _GROUPS = {"human": "person", "person": "person", "pet": "pet", "object": "object"}
+# What the general prompts are chosen by; whoever is alive and no person is a pet.
+_GENERATION_GROUPS = {"object": "object", "live_subject": "pet"}
 
 
 class ConceptFolder:
@@ -203,7 +205,8 @@ class ConceptFolder:
         """Put the parts together and refuse what is also held out.
 
         Args:
-            info: `class`, `info`, `extra_info` and `conversation_type` as UnifyBench's info.json names them.
+            info: `class`, `info`, `extra_info`, `conversation_type` and `generation_type` as UnifyBench's info.json
+                names them.
             **parts: Further fields of `ConceptSpec`.
 
         Returns:
@@ -217,7 +220,8 @@ class ConceptFolder:
             class_noun=str(info["class"]).strip(),
             info=self.named(str(info.get("info") or "")),
             extra_info=tuple(self.named(one) for one in extra if isinstance(one, str) and one.strip()),
-            group=_GROUPS.get(str(info.get("conversation_type")), ""),
+            group=_GROUPS.get(str(info.get("conversation_type")))
+            or _GENERATION_GROUPS.get(str(info.get("generation_type")), ""),
             source=self.reader.source,
             **parts,
         )

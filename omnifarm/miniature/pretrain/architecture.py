@@ -77,6 +77,7 @@ DEFAULTS: dict[str, Any] = {
         "cfg_interval": [0.0, 1.0],
         "cfg_renorm_type": "text_channel",
         "cfg_renorm_min": 0.0,
+        "keep_unchanged": True,
     },
     "replay": {"instruction": "", "num_exemplars": 1, "max_tokens": 64, "max_words": 40},
     "recipe": {

@@ -1,13 +1,20 @@
 """The load command finds what it looks for, and nothing on a sound server."""
 
 import asyncio
+from collections.abc import Callable
 
 import httpx
 import pytest
 
+from omnifarm.backbone.flow import SamplingOptions
+from omnifarm.backbone.weights import load_backbone
+from omnifarm.cli.perf_http import http_overhead
 from omnifarm.cli.perf_load import Canary, Traffic, fingerprint, load_server
+from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import ServingError
-from tests.integration.serve.conftest import Server
+from omnifarm.serving.engine import Engine
+from omnifarm.store.memory import MemoryStore
+from tests.integration.serve.conftest import CHECKPOINT, Server
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +29,7 @@ def test_a_sound_server_passes(server: Server, keys: list[str]) -> None:
     assert report["passed"], report
     assert report["slots_left"] == 0
     assert report["latency_s"]
+    assert all(one["first_mib"] > 0 for one in report["memory"].values())
     assert all(0 < times["p50"] <= times["p99"] for times in report["latency_s"].values())
 
 
@@ -54,3 +62,15 @@ def test_only_what_was_said_counts() -> None:
     reply = {"id": "a", "choices": [{"message": {"content": "yes"}}]}
     assert fingerprint(reply) == fingerprint({**reply, "id": "b"})
     assert Canary(tenant=0, kind="question", path="/", content={}).expected == ""
+
+
+def test_the_cost_of_http_is_measured_on_a_server_that_answers(
+    server: Server, serve_with: Callable[..., Server]
+) -> None:
+    engine = Engine(load_backbone(CHECKPOINT), ConceptRepository(MemoryStore()))
+    options = SamplingOptions(num_timesteps=3)
+    overhead = http_overhead(serve_with(access="owner").url, engine=engine, options=options)
+    assert -0.5 < overhead < 20, "three steps of a tiny backbone: HTTP may cost more than the drawing"
+    assert engine.statistics()["step_tokens"]["draw"] > 0
+    with pytest.raises(ServingError, match="status 401"):
+        http_overhead(server.url, engine=engine, options=options)

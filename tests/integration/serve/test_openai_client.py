@@ -104,6 +104,16 @@ def test_drawings_are_repeatable_and_carry_their_trace(acme: OpenAI) -> None:
     assert first.usage.output_tokens > 0
 
 
+def test_steps_may_be_left_out(acme: OpenAI) -> None:
+    def drawn(**extra: int) -> Any:
+        body = {"num_timesteps": 9, "replay": "off", **extra}
+        return acme.images.generate(model="bagel", prompt="A photo of <maeve>.", size="32x32", extra_body=body).data[0]  # type: ignore[call-overload]
+
+    assert drawn(step_reuse=2).num_evaluations < drawn().num_evaluations
+    with pytest.raises(openai.UnprocessableEntityError, match="step_reuse"):
+        drawn(step_reuse=9)
+
+
 def test_a_streamed_drawing_shows_pictures_on_the_way(acme: OpenAI) -> None:
     body = {"num_timesteps": 9, "replay": "off", "seed": 3}
     whole = acme.images.generate(model="bagel", prompt="A photo of <maeve>.", size="64x64", extra_body=body)  # type: ignore[call-overload]

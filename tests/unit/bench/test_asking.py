@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from omnifarm.bench.data.load import BenchData
 from omnifarm.bench.replies import ReplyFile
 from omnifarm.bench.system import Reply
 from omnifarm.bench.tasks import TASKS, BenchConcept
+from omnifarm.clock import ManualClock
 from omnifarm.errors import NotFoundError, ServingError, StoreError
 from omnifarm.store.memory import MemoryStore
 
@@ -20,7 +22,7 @@ class Painter:
     def __init__(self, *, before: Callable[[int], None] = lambda number: None) -> None:
         self.fitted: list[str] = []
         self.calls = 0
-        self._before = before
+        self._before, self._lock = before, threading.Lock()
 
     def fit(self, concept: BenchConcept) -> None:
         self.fitted.append(concept.name)
@@ -38,8 +40,10 @@ class Painter:
         return self.generate(instruction, seed=seed)
 
     def _count(self) -> None:
-        self.calls += 1
-        self._before(self.calls)
+        with self._lock:
+            self.calls += 1
+            number = self.calls
+        self._before(number)
 
 
 class InterruptedWorkError(Exception):
@@ -55,7 +59,7 @@ def stop_after(number: int) -> Callable[[int], None]:
 
 
 def filed(store: MemoryStore) -> dict[str, bytes]:
-    # How long a reply took is no part of the reply.
+    # How long a reply took, and beside how many others, is no part of the reply.
     return {key: store.get(key).data for key in store.list() if key.endswith(".png")} | {
         key: store.get(key).data.split(b'"timings"')[0] for key in store.list() if key.endswith(".json")
     }
@@ -85,6 +89,39 @@ def test_interrupted_and_shared_work_leaves_the_same_replies(drawn: BenchData) -
     assert filed(whole) == filed(cut) == filed(shared)
 
 
+def test_items_asked_at_once_are_under_way_together_and_leave_the_same_replies(drawn: BenchData) -> None:
+    alone, together = MemoryStore(), MemoryStore()
+    ask(Painter(), drawn, alone)
+    concept = drawn.benchmark.concepts[0]
+    # Nobody gets past the second call before two are under way.
+    meeting = threading.Barrier(2, timeout=20)
+
+    def before(call: int) -> None:
+        if call <= 2:
+            meeting.wait()
+
+    system = Painter(before=before)
+    assert ask(system, drawn, together, at_once=4, concepts=[concept.name]) == system.calls
+    ask(Painter(), drawn, together, at_once=3)
+    assert filed(together) == filed(alone)
+    replies = ReplyFile(together, prefix="r/ours/seed0")
+    assert replies.read(drawn.benchmark.items_of(concept.name)[0]).at_once == 4
+
+
+def test_the_seconds_of_a_process_are_divided_among_its_replies(drawn: BenchData) -> None:
+    clock, store = ManualClock(), MemoryStore()
+
+    class Slow(Painter):
+        def fit(self, concept: BenchConcept) -> None:
+            clock.sleep_s(5)
+
+    asked = ask(Slow(before=lambda number: clock.sleep_s(2)), drawn, store, clock=clock)
+    replies = ReplyFile(store, prefix="r/ours/seed0")
+    found = [reply.timings for _, reply in replies.read_all(list(drawn.benchmark.items))]
+    assert {one["total_s"] for one in found} == {2}
+    assert sum(one["spent_s"] for one in found) == 2 * asked + 5 * len(drawn.benchmark.concepts)
+
+
 def test_a_picture_without_its_record_does_not_count(drawn: BenchData) -> None:
     store = MemoryStore()
     ask(Painter(), drawn, store)
@@ -103,6 +140,9 @@ def test_a_failing_item_is_written_and_the_others_go_on(drawn: BenchData) -> Non
     replies = ReplyFile(store, prefix="r/ours/seed0")
     failures = [reply.failure for _, reply in replies.read_all(list(drawn.benchmark.items)) if reply.failure]
     assert failures == ["out of paint"]
+    assert ask(Painter(), drawn, store) == 0
+    assert ask(Painter(), drawn, store, retry_failed=True) == 1
+    assert not any(reply.failure for _, reply in replies.read_all(list(drawn.benchmark.items)))
 
 
 def test_a_concept_that_cannot_be_fitted_fails_alone(drawn: BenchData) -> None:

@@ -15,6 +15,7 @@ from omnifarm.bench.metrics.aggregate import ConceptValue
 from omnifarm.bench.plan import RunPlan
 from omnifarm.bench.replies import ReplyFile
 from omnifarm.bench.report.build import Evidence, write_report
+from omnifarm.bench.report.looks import Look, looks_table
 from omnifarm.bench.rows import ROWS, SWEEPS, chosen_rows
 from omnifarm.bench.system import Reply
 from omnifarm.bench.tasks import BenchConcept
@@ -40,12 +41,25 @@ class Gray:
         return Reply(picture=picture)
 
 
+def look_at(concept: BenchConcept) -> Look:
+    """Three quarters of the attention on the left half, where the subject stands."""
+    weights = np.full((8, 8), 0.25, np.float32)
+    weights[:, :4] = 0.75
+    subject = np.zeros((96, 96), np.bool_)
+    subject[:, :48] = True
+    return Look(photo=concept.test_pictures()[0], weights=weights, subject=subject)
+
+
 @pytest.fixture(scope="module")
 def written(drawn: BenchData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A report over made-up values: the folder, and its contents."""
     folder = tmp_path_factory.mktemp("report")
     store = LocalStore(folder)
-    plan = RunPlan(data="miniature:3", rows=("ours", "without_replay", "exemplars_0", "exemplars_6", "plain"), name="r")
+    plan = RunPlan(
+        data="miniature:3",
+        rows=("ours", "without_replay", "three_stage", "exemplars_0", "exemplars_6", "plain"),
+        name="r",
+    )
     rng = np.random.default_rng(0)
     values = []
     for row in plan.chosen():
@@ -75,6 +89,7 @@ def written(drawn: BenchData, tmp_path_factory: pytest.TempPathFactory) -> tuple
         judge_report={"cost": 1.5},
         protocol="strict",
         soft_tokens={"ours": tables},
+        looks={"ours": {concept.name: look_at(concept) for concept in drawn.benchmark.concepts}},
         train_s={"ours": 12.0},
         about={
             "hardware": "a test",
@@ -95,7 +110,7 @@ def test_the_page_keeps_measured_and_published_apart_and_holds_everything(writte
     page = (written[0] / "report.html").read_text()
     assert page.index("measured here") < page.index("not measured here")
     assert page.count('class="published"') == 2
-    for name in ("overview", "exemplars", "latency", "soft_tokens"):
+    for name in ("overview", "exemplars", "latency", "soft_tokens", "attention"):
         assert f'id="figure-{name}"' in page
     assert "no weights &lt;here&gt;" in page
     assert "test &amp; &lt;see&gt;" in page
@@ -129,6 +144,24 @@ def test_the_text_form_holds_the_same_cells(written: tuple[Path, dict[str, Any]]
     assert "not run" in text
     assert report["cells"]["without_replay"]["rec"]["reason"] == "-"
     assert report["timings"]["ours"]["replay_s"] == 0.5
+
+
+def test_every_ablation_has_a_table_with_its_figure(written: tuple[Path, dict[str, Any]]) -> None:
+    folder, report = written
+    tables = {table["key"]: table for table in report["ablations"]}
+    assert list(tables) == ["exemplars", "latency", "soft_tokens", "attention"]
+    assert [line[0] for line in tables["exemplars"]["lines"][1:]] == [ROWS[f"exemplars_{k}"].title for k in (0, 6)]
+    ways = {line[0]: line for line in tables["latency"]["lines"][1:]}
+    assert [ways[way][1] for way in ("no replay", "one call (unified)", "three calls")] == ["0", "1", "3"]
+    assert ways["three calls"][2] == "0.500"
+    assert ways["three calls"][-2:] == ["1.87", "0.635"]
+    assert "timed by itself" in tables["latency"]["note"]
+    (look,) = tables["attention"]["lines"][1:]
+    assert look[3:] == ["0.750", "0.500"]
+    page, text = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
+    for title in ("Fig. 6b", "Table 3", "Fig. 6a", "Fig. 8"):
+        assert page.count(f"(paper: {title})</h2>") == 1
+        assert f"(paper: {title})\n" in text
 
 
 def moved(report: dict[str, Any], by: float, *, concepts: int) -> dict[str, Any]:
@@ -178,6 +211,31 @@ def test_a_row_gives_the_shares_it_does_not_train_to_the_others() -> None:
     assert ROWS["yollava_style"].recipe_of(base).shares["understanding"] == 1
     assert ROWS["without_replay"].recipe_of(base) == ROWS["ours"].recipe_of(base), "they share their training"
     assert all("-style" not in row.title or "re-implementation" in row.note for row in ROWS.values())
+
+
+def test_rows_of_one_recipe_share_a_training_unless_they_learn_in_another_way() -> None:
+    plan, base = RunPlan(data="d", rows=("ours",)), TrainingRecipe()
+
+    def key(row: str, *, seed: int = 0) -> str:
+        recipe = plan.recipe_of(ROWS[row], base, seed=seed)
+        return plan.training_key(ROWS[row], recipe, fingerprint="f", data="d")
+
+    assert key("ours") == key("without_replay") == key("shuffled") == key("tokens_32")
+    assert key("ours") != key("ours", seed=1)
+    coupled = ROWS["yochameleon_style"].recipe_of(base).with_overrides({"init": "visual"})
+    assert coupled == ROWS["unictokens_style"].recipe_of(base)
+    staged = plan.training_key(ROWS["unictokens_style"], coupled, fingerprint="f", data="d")
+    assert staged != plan.training_key(ROWS["yochameleon_style"], coupled, fingerprint="f", data="d")
+
+
+def test_a_look_is_concentrated_and_on_its_subject_where_that_is_known() -> None:
+    weights = np.ones((10, 10), np.float32)
+    look = Look(photo=Image.new("RGB", (20, 20)), weights=weights)
+    assert look.concentration == pytest.approx(0.1)
+    assert look.on_subject is None
+    weights[0] = 91
+    assert Look(photo=look.photo, weights=weights).concentration == pytest.approx(0.91)
+    assert looks_table({"ours": {"a": look}}, {"ours": "Ours"})[1] == ["Ours", "1", "0.910", "unknown", "unknown"]
 
 
 def test_a_plan_names_its_run_after_what_it_does() -> None:

@@ -1,18 +1,24 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from omnifarm.backbone.weights import load_backbone
 from omnifarm.cli.concept_describe import describe
+from omnifarm.cli.concept_look import look
 from omnifarm.cli.main import app
 from omnifarm.concept.datasets.load import load_concepts
+from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConfigError
 from omnifarm.miniature.benchmark import BenchmarkSizes, draw_benchmark
 from omnifarm.miniature.benchmark_files import write_plain, write_unifybench
+from omnifarm.store.local import LocalStore
+from tests.unit.serving.concepts import CHECKPOINT, commit
 
 SIZES = BenchmarkSizes(train=3, test=1, hard_negatives=2, easy_negatives=2, edits=2, edits_per_operation=1)
 
@@ -87,3 +93,32 @@ def test_the_miniature_drafts_questions_about_bare_photographs(drawn: Path) -> N
 def test_only_plain_folders_can_be_described(drawn: Path) -> None:
     with pytest.raises(ConfigError, match=r"found unifybench.*omnifarm concept import"):
         describe(str(drawn / "unify"), backbone=load_backbone("miniature"))
+
+
+def test_look_lights_the_photo_where_the_identifier_looks(tmp_path: Path) -> None:
+    loaded = load_backbone(CHECKPOINT)
+    commit(ConceptRepository(LocalStore(tmp_path / "store")), loaded, "maeve", seed=1)
+    photo = Image.new("RGB", (80, 64), (200, 100, 50))
+    photo.save(tmp_path / "photo.png")
+    arguments = ["concept", "look", "maeve", str(tmp_path / "photo.png"), "--backbone", str(CHECKPOINT)]
+    arguments += ["--store", str(tmp_path / "store"), "--out", str(tmp_path / "map.png"), "--json"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert len(found["layers"]) == loaded.config.llm.num_hidden_layers
+    assert all(0 < share < 1 for share in found["layers"])
+    written = Image.open(tmp_path / "map.png")
+    assert written.size == (160, 64)
+    assert written.crop((0, 0, 80, 64)).tobytes() == photo.tobytes()
+    lit = np.asarray(written.crop((80, 0, 160, 64))).astype(float).sum(axis=-1)
+    weights = np.array(found["map"])
+    row, column = np.unravel_index(weights.argmax(), weights.shape)
+    high, wide = 64 / weights.shape[0], 80 / weights.shape[1]
+    patch = lit[int(row * high) : int((row + 1) * high), int(column * wide) : int((column + 1) * wide)]
+    assert patch.max() == lit.max(), "the brightest place is the patch that is looked at most"
+
+
+def test_look_names_a_photo_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "photo.png").write_text("no picture")
+    with pytest.raises(ConfigError, match="expected a picture"):
+        look("maeve", tmp_path / "photo.png", store=str(tmp_path), backbone=str(CHECKPOINT), out=tmp_path / "map.png")

@@ -24,6 +24,7 @@ def test_the_report_has_the_agreed_keys_and_both_sides_agree() -> None:
     for key in ("images_c32_ratio", "edits_c32_ratio", "questions_c32_ratio"):
         assert report[key] > 1, "a batch is faster than one request after another even here"
     assert set(report["replay_s"]) == {"unified", "sequential"}
+    assert set(report["step_reuse"]) == {"2", "3", "4"}
     assert report["resident_10k_loss"] < 1
     assert report["http_overhead"] is None
     for count in ("c1", "c8", "c32"):

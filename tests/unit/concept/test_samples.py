@@ -48,6 +48,16 @@ def kinds(segments: object) -> list[str]:
     return [names[type(one)] + ("-dropped" if one.dropped else "") for one in segments]  # type: ignore[attr-defined]
 
 
+def test_a_text_is_tokenised_once_and_dropped_only_where_asked(prompter: Prompter) -> None:
+    question = "Is <maeve> in the photo?"
+    assert prompter.user(question) is prompter.user(question)
+    assert prompter.user(question, dropped=True).dropped
+    assert not prompter.user(question).dropped
+    # The same words as an answer to learn are another segment.
+    assert prompter.target(question).has_loss
+    assert not prompter.user(question).has_loss
+
+
 def test_a_prepared_picture_holds_what_the_frozen_networks_say(backbone: LoadedBackbone) -> None:
     image = draw(3)
     prepared = prepare(backbone, image)

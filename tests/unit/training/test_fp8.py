@@ -1,9 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from omnifarm.backbone.fp8 import Fp8Linear, use_fp8
-from omnifarm.errors import ConfigError
+from omnifarm.concept.datasets.load import load_concepts
+from omnifarm.concept.spec import ConceptSpec
+from omnifarm.errors import ConfigError, TrainingError
+from omnifarm.farm.submission import inspect_backbone
+from omnifarm.miniature.benchmark import write_concept_folders
+from omnifarm.training.workbench import Workbench
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
@@ -48,3 +55,26 @@ def test_trainable_or_odd_weights_are_refused() -> None:
         Fp8Linear(nn.Linear(32, 32))
     with pytest.raises(ConfigError, match="multiples of 16"):
         Fp8Linear(nn.Linear(30, 32).requires_grad_(False))
+
+
+def test_a_recipe_in_float8_learns_over_a_backbone_in_float8_alone(tmp_path: Path) -> None:
+    write_concept_folders(tmp_path, num_persons=1, num_pets=0, num_objects=0)
+    ((_, spec),) = load_concepts(str(tmp_path))
+    assert isinstance(spec, ConceptSpec)
+    recipe = inspect_backbone("miniature", overrides={"precision": "float8", "steps": 2}).recipe
+    bench = Workbench.open("miniature", precision="float8")
+    lane = bench.lane(spec, recipe=recipe, identity="lane")
+    bench.trainer.add(lane)
+    while bench.trainer.lanes:
+        bench.trainer.step()
+    assert lane.stopped is None
+    exact = Workbench.open("miniature", precision="bfloat16")
+    with pytest.raises(TrainingError, match="asks for float8 weights, the backbone was loaded as bfloat16"):
+        exact.lane(spec, recipe=recipe, identity="lane")
+    other = exact.lane(spec, recipe=recipe.with_overrides({"precision": "bfloat16"}), identity="lane")
+    exact.trainer.add(other)
+    while exact.trainer.lanes:
+        exact.trainer.step()
+    # Rounded, so not equal; the same mathematics, so close.
+    assert lane.losses[0].total != other.losses[0].total
+    assert lane.losses[0].total == pytest.approx(other.losses[0].total, rel=0.05)
