@@ -108,7 +108,8 @@ class ConceptRepository:
         for name, version in self._versions():
             # One damaged object must not hide every other concept; loading it by name says what is wrong.
             with contextlib.suppress(ArtifactError, NotFoundError):
-                by_name.setdefault(name, []).append(self.manifest(name, version))
+                manifest = self.manifest(name, version)
+                by_name.setdefault(name, []).append(manifest)
         return [self._in_use(by_name[name]) for name in sorted(by_name)]
 
     def versions(self, name: str) -> _Manifests:
