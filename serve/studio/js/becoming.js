@@ -23,13 +23,15 @@ export function becoming(job, { onclose }) {
   const stop = h("button", { className: "slim", onclick: cancel }, "Stop");
   const actions = h("div", { className: "row" }, stop);
   const close = () => { onclose(); element.remove(); };
+  const latest = h("div", { className: "latest" },
+    h("figure", { className: "stack tight" }, newest, newestNote),
+    h("div", { className: "stack" }, h("dl", { className: "numbers" }, h("div", {}, h("dt", {}, "Step"), step), h("div", {}, h("dt", {}, "Time left"), left)), losses, strip));
   const element = h("section", { className: "card becoming", "aria-label": `Learning ${identifier}` },
     h("div", { className: "row spread" }, h("h2", {}, "Learning ", named(identifier)), actions),
     h("div", { className: "stack tight" }, bar, state),
-    h("div", { className: "latest" },
-      h("figure", { className: "stack tight" }, newest, newestNote),
-      h("div", { className: "stack" }, h("dl", { className: "numbers" }, h("div", {}, h("dt", {}, "Step"), step), h("div", {}, h("dt", {}, "Time left"), left)), losses, strip)));
+    latest);
   let over = false;
+  let isMine = false;
 
   function progress({ status, step: now, num_steps: all, left_s: seconds, curve: columns }) {
     const fraction = all ? now / all : 0;
@@ -68,17 +70,20 @@ export function becoming(job, { onclose }) {
       return;
     }
     fill(actions, h("button", { onclick: close }, "Close"));
-    if (status === "cancelled") fill(state, message("warning", "Stopped", "Nothing of it was kept."));
+    latest.hidden = !newest.firstChild;
+    if (status === "cancelled") fill(state, message("warning", ...(isMine ? ["Stopped", "Nothing of it was kept."] : ["Put off, or stopped elsewhere", "A sample gives way to what you teach and is learned afterwards."])));
     else fill(state, failure({ message: tidy(reason) || "The training failed." }), h("p", { className: "small soft" }, "Change what it names and start again; what you uploaded is still there."));
   }
 
   async function cancel() {
     stop.disabled = true;
+    isMine = true;
     try {
       await api.post(`/v1/fine_tuning/jobs/${job.id}/cancel`);
       state.textContent = "Stopping…";
     } catch (error) {
       state.textContent = explained(error).title;
+      isMine = false;
       stop.disabled = false;
     }
   }
