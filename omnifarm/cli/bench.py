@@ -139,12 +139,12 @@ def items(
     from collections import Counter
     from pathlib import Path
 
-    from omnifarm.bench.data.load import load_benchmark
+    from omnifarm.bench.data.load import load_benchmark, with_gaps
     from omnifarm.cli import bench_settings as settings
 
     plan = settings.plan_of(data=data, quick=quick, concepts=concepts, images=images)
     with tempfile.TemporaryDirectory() as scratch:
-        benchmark = load_benchmark(data, sizes=plan.sizes, scratch=Path(scratch)).benchmark
+        benchmark = with_gaps(load_benchmark(data, sizes=plan.sizes, scratch=Path(scratch))).benchmark
     counts = Counter((item.concept, item.task) for item in benchmark.items)
     tasks = list(dict.fromkeys(item.task for item in benchmark.items))
     if json:

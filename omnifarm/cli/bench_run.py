@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from omnifarm.backbone.weights import load_backbone, resolve_folder
-from omnifarm.bench.data.load import BenchData, load_benchmark
+from omnifarm.bench.data.load import BenchData, load_benchmark, with_gaps
 from omnifarm.bench.judges.chat import ChatEndpoint, ChatSettings
 from omnifarm.bench.judges.endpoint import EndpointJudge
 from omnifarm.bench.judges.world import WorldJudge
@@ -89,7 +89,7 @@ def prepare(plan: RunPlan, *, store_url: str) -> Prepared:
     store = open_store(store_url)
     backbone = inspect_backbone(plan.backbone, overrides=plan.recipe)
     with tempfile.TemporaryDirectory() as scratch:
-        data = load_benchmark(plan.data, sizes=plan.sizes, scratch=Path(scratch))
+        data = with_gaps(load_benchmark(plan.data, sizes=plan.sizes, scratch=Path(scratch)))
         if data.drawn:
             data = _moved_to_store(data, plan, store=store, store_url=store_url)
     digest = data.benchmark.digest()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from PIL.Image import Image
+from torch import Tensor
 
 from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.kv_pool import KvPool
@@ -24,6 +25,7 @@ from omnifarm.errors import OmniFarmError
 from omnifarm.serving.door import Door
 from omnifarm.serving.events import Cancelled, Failed, Finished, Listener, Ticket
 from omnifarm.serving.footprint import Footprint
+from omnifarm.serving.looking import looking_at
 from omnifarm.serving.loop import Entry, Loop
 from omnifarm.serving.prefixes import PrefixCache
 from omnifarm.serving.replay import ReplayStyle
@@ -79,6 +81,7 @@ class Engine:
     ) -> None:
         capacity = capacity or Capacity()
         self._clock = clock or SystemClock()
+        self._loaded = loaded
         self.fingerprint = loaded.fingerprint
         self.door = Door(loaded.config, limits=limits or Limits())
         """Builds checked requests."""
@@ -152,6 +155,25 @@ class Engine:
     ) -> Picture:
         """Change a picture and wait for it; arguments and errors of `Door.edit` and `submit`."""
         return cast(Picture, self.run(self.door.edit(image, instruction, concepts=concepts, **settings)))
+
+    def looking(self, image: Image, *, concept: str, tenant: str = "") -> Tensor:
+        """Return how much a concept's identifier attends to each patch of a photo; see `looking_at`.
+
+        A pass of its own, between two steps: everybody else waits for it, about as long as for one answer's first word.
+
+        Args:
+            image: Any photo.
+            concept: Bare name.
+            tenant: Whose concept is meant.
+
+        Raises:
+            UnknownConceptError: The concept does not exist for this tenant.
+            ArtifactError: It is damaged or belongs to another backbone.
+        """
+        (resident,) = self._residents.get([concept], tenant=tenant)
+        with self._stepping:
+            soft = resident.layout.split(self._residents.table[resident.rows.index])
+            return looking_at(self._loaded, image, concept=soft)
 
     def run(self, request: Request) -> Result:
         """Submit a request, take steps until it has ended, return its result.

@@ -18,6 +18,7 @@ from torch import Tensor
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
 from omnifarm.backbone.packing import Pack, pack
 from omnifarm.backbone.segments import Segment, TextSegment
+from omnifarm.concept.artifact import MAX_NORM
 from omnifarm.concept.recipe import Task
 from omnifarm.concept.samples import ConceptSample
 from omnifarm.errors import OmniFarmError
@@ -101,11 +102,13 @@ def packed_step(
     for lane, one, grad_CD in zip(lanes, measured, grads, strict=True):
         if not lane.is_active:
             continue
-        if (reason := _divergence(lane, one)) is not None:
+        reason = _divergence(lane, one)
+        if reason is None:
+            lane.apply(grad_CD, losses=one)
+            reason = _runaway(lane)
+        if reason is not None:
             lane.stop(reason)
             event(_logger, "lane_stopped", level=logging.WARNING, concept=lane.name, step=lane.step, reason=reason)
-        else:
-            lane.apply(grad_CD, losses=one)
     return count
 
 
@@ -188,6 +191,17 @@ def step_losses(loss: LaneLoss, grad_CD: Tensor, *, num_gen: int) -> StepLosses:
 
 def _is_finite(one: StepLosses) -> bool:
     return math.isfinite(one.total) and math.isfinite(one.grad_norm)
+
+
+def _runaway(lane: Lane) -> str | None:
+    """Say why a lane's soft tokens can be no artifact, or None; norms inside the model hide their growth from losses."""
+    longest = float(lane.soft.detach().norm(dim=1).max())
+    if longest <= MAX_NORM:
+        return None
+    return (
+        f"the soft tokens grew to a length of {longest:.3g} at step {lane.step}, expected at most {MAX_NORM:g}; "
+        "lower the learning rate"
+    )
 
 
 def _divergence(lane: Lane, one: StepLosses) -> str | None:

@@ -14,15 +14,18 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
 from omnifarm.concept.images import DEFAULT_LIMITS
-from omnifarm.errors import UnknownConceptError
+from omnifarm.errors import RequestError, UnknownConceptError
+from serve.bodies import read_form
 from serve.documents import PREFIX as FOLDERS
 from serve.errors import MissingError
 from serve.inventions import WORLD, Group, any_seed, invent
+from serve.pictures import decode_picture
 from serve.previews import curve_of
+from serve.reports import list_reports, report_page, report_tables
 from serve.services import Learner, Services, Shared, User
 from serve.sse import stream_reply
 from serve.watching import watch
-from serve.wire.base import MODEL, bare_name
+from serve.wire.base import MODEL, RequestBody, bare_name
 
 router = APIRouter(prefix="/studio", include_in_schema=False)
 FOLDER = Path(__file__).parents[1] / "studio"
@@ -119,6 +122,53 @@ async def photo(name: str, version: str, number: int, shared: Shared, caller: Us
     data = await anyio.to_thread.run_sync(read)
     headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-store"}
     return Response(data, media_type="image/png", headers=headers)
+
+
+@router.post("/api/concepts/{name}/looking")
+async def looking(name: str, request: Request, shared: Shared, caller: User) -> dict[str, Any]:
+    """Say how the identifier's attention to a photo is shared out over its patches, mean over layers."""
+    _, files = await read_form(request, RequestBody, max_bytes=shared.settings.max_body_bytes, max_files=1)
+    (upload,) = files.get("image", [None])
+    if upload is None:
+        raise RequestError("expected a picture under the name image, found none", field="image")
+
+    def look() -> list[list[float]]:
+        image = decode_picture(upload.data, settings=shared.settings)
+        weights = shared.engine.looking(image, concept=bare_name(name, field="name"), tenant=caller.tenant)
+        # What goes elsewhere than to the photo differs from layer to layer; each layer has the same say.
+        shares = (weights / weights.sum(dim=(1, 2), keepdim=True)).mean(dim=0)
+        return [[round(value, 6) for value in row] for row in shares.tolist()]
+
+    with shared.admission.place(caller):
+        return {"shares": await anyio.to_thread.run_sync(look)}
+
+
+@router.get("/api/reports")
+async def reports(shared: Shared, caller: User) -> dict[str, Any]:
+    """List the benchmark runs in the caller's store."""
+    space = shared.space(caller)
+    found = await anyio.to_thread.run_sync(list_reports, space.store)
+    # Where the store is concerns nobody but its owner.
+    return {"reports": found, "store": space.store.url if shared.settings.access == "owner" else None}
+
+
+@router.get("/api/reports/{run}")
+async def report(run: str, shared: Shared, caller: User) -> dict[str, Any]:
+    """What a benchmark run measured."""
+    return await anyio.to_thread.run_sync(report_tables, shared.space(caller).store, run)
+
+
+@router.get("/api/reports/{run}/page")
+async def whole_report(run: str, shared: Shared, caller: User) -> Response:
+    """A benchmark run's own page, to be saved."""
+    data = await anyio.to_thread.run_sync(report_page, shared.space(caller).store, run)
+    headers = {
+        "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox",
+        "Content-Disposition": f'attachment; filename="{run}.html"',
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "private, no-store",
+    }
+    return Response(data, media_type="text/html", headers=headers)
 
 
 @router.get("/api/jobs/{job_id}/watch")

@@ -31,8 +31,8 @@ STEPS = int(os.environ.get("OMNIFARM_STUDIO_STEPS", "24"))
 CHROMIUM = os.environ.get("OMNIFARM_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
-# A loaded machine draws slowly; nothing here waits this long on a quiet one.
-PATIENCE_MS = 90_000
+# A loaded machine draws and learns slowly; nothing here waits this long on a quiet one.
+PATIENCE_MS = 90_000 + 1_000 * STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,13 @@ class Studio:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Studio]]:
     """Start servers with given settings; they end with the session."""
     servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+    trainers: list[threading.Thread] = []
+    ending = threading.Event()
+
+    def train(trainer: ConceptTrainer) -> None:
+        while not ending.wait(0.2):
+            while (turn := trainer.next_turn()) is not None:
+                trainer.take(turn)
 
     def begin(**changes: Any) -> Studio:
         values: dict[str, Any] = {
@@ -64,7 +71,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
         }
         settings = ServeSettings(**(values | changes))
         services, trainer = build_services(settings), build_trainer(settings)
-        threading.Thread(target=trainer.run_forever, kwargs={"poll_s": 0.2}, daemon=True).start()
+        trainers.append(threading.Thread(target=train, args=(trainer,), daemon=True))
+        trainers[-1].start()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -78,6 +86,10 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
         return Studio(url=f"http://127.0.0.1:{port}", services=services, trainer=trainer, accounts=accounts)
 
     yield begin
+    ending.set()
+    for thread in trainers:
+        # A process that ends in the middle of a step is aborted.
+        thread.join(timeout=60)
     for server, thread in servers:
         server.should_exit = True
         thread.join(timeout=10)

@@ -1,6 +1,7 @@
 """When things go wrong: bad photographs, a server that is away or refuses, keys; and what the page may load."""
 
 import io
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -98,6 +99,28 @@ def test_a_refusal_says_what_to_do(studio: Studio, somebody: str, opened: Callab
     expect(page.get_by_role("alert")).to_contain_text("Guidance by words: Input should be less than")
 
 
+@pytest.mark.slow
+def test_a_training_that_fails_says_why(
+    start: Callable[..., Studio], opened: Callable[..., Page], pictures: Path
+) -> None:
+    wild = start(recipe=json.dumps({"warmup_steps": 0, "learning_rate": 1e30, "steps": 6}))
+    page = opened(f"{wild.url}/studio/#/teach")
+    page.get_by_role("button", name="An object").click()
+    expect(page.get_by_text(re.compile("^Ready: 10 photos"))).to_be_visible()
+    name = page.get_by_label("Name", exact=True).input_value()
+    page.get_by_role("button", name="Start teaching").click()
+    learning = page.get_by_role("region", name=f"Learning <{name}>")
+    expect(learning.get_by_role("alert")).to_contain_text(
+        re.compile("That did not work.*The soft tokens grew .*lower the learning rate", re.DOTALL)
+    )
+    expect(learning).to_contain_text("what you uploaded is still there")
+    page.screenshot(path=pictures / "failed.png")
+    learning.get_by_role("button", name="Close").click()
+    expect(learning).to_have_count(0)
+    with wild.http() as client:
+        assert client.get(f"/studio/api/concepts/{name}").status_code == 404
+
+
 def test_with_keys_a_tenant_sees_its_own(
     start: Callable[..., Studio], opened: Callable[..., Page], pictures: Path
 ) -> None:
@@ -140,6 +163,41 @@ def test_the_keyboard_reaches_everything_and_everything_has_a_name(
         )
         assert nameless == []
         assert page.evaluate("[...document.images].filter((one) => !one.hasAttribute('alt')).length") == 0
+
+
+def test_a_photo_is_chosen_and_asked_about_without_a_mouse(
+    studio: Studio, somebody: str, opened: Callable[..., Page]
+) -> None:
+    page = opened(f"{studio.url}/studio/#/look")
+
+    def tab_to(name: str, *, most: int = 40) -> None:
+        """Press Tab until what has that name has the focus."""
+        for _ in range(most):
+            page.keyboard.press("Tab")
+            focused = page.evaluate(
+                "() => { const one = document.activeElement; return one.getAttribute('aria-label') || one.querySelector('img')?.alt || one.textContent; }"
+            )
+            if focused.strip().startswith(name):
+                return
+        raise AssertionError(f"{most} times Tab did not reach {name!r}")
+
+    expect(page.get_by_role("link", name=f"<{somebody}>")).to_be_visible()
+    tab_to(f"<{somebody}>")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Photo 2 of 10")).to_be_visible()
+    tab_to("Photo 2 of 10")
+    page.keyboard.press("Enter")
+    expect(page.locator(".where canvas")).to_be_visible()
+    tab_to("Ask about it")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Your words")).to_be_focused()
+    page.keyboard.type(f"Is {somebody} in the photo?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer")).not_to_be_empty()
+    expect(page.get_by_role("status").filter(has_text="Answer: ")).to_be_attached()
+    tab_to("Where")
+    page.keyboard.press("Enter")
+    expect(page.locator(".where canvas")).to_be_visible()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -17,6 +17,7 @@ from omnifarm.bench.tasks import Benchmark, Sizes
 from omnifarm.concept.datasets.load import load_concepts, load_held_out, split_layout
 from omnifarm.concept.sources import open_source
 from omnifarm.concept.spec import PLACEHOLDER, ConceptSpec
+from omnifarm.concept.validate import validate
 from omnifarm.errors import ConceptError, ConfigError
 from omnifarm.miniature.benchmark import BenchmarkConcept, BenchmarkSizes, draw_benchmark
 from omnifarm.miniature.benchmark_files import write_unifybench
@@ -59,6 +60,17 @@ def load_benchmark(data: str, *, sizes: Sizes, scratch: Path, drawn_sizes: Bench
     if data.startswith("miniature"):
         raise ConfigError(f"the drawn world is named miniature:SEED, such as miniature:0, found {data!r}")
     return BenchData(benchmark=_read(data, sizes=sizes), url=data)
+
+
+def with_gaps(data: BenchData) -> BenchData:
+    """Return data whose notes begin with everything that photographs' data lack, and who would have needed it.
+
+    Reads everything once more, so it is done once a run and not by every worker.
+    """
+    if data.drawn:
+        return data
+    gaps = [problem.sentence() for problem in validate(data.url) if problem.severity == "warning"]
+    return replace(data, benchmark=replace(data.benchmark, notes=(*gaps, *data.benchmark.notes)))
 
 
 def _drawn_world(seed: int, *, sizes: Sizes, root: Path, drawn_sizes: BenchmarkSizes | None) -> BenchData:

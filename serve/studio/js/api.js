@@ -3,6 +3,7 @@
 const ROOT = new URL("../..", import.meta.url).pathname.replace(/\/$/, "");
 const KEY = "omnifarm-key";
 const PATIENCE = 3;
+const AT_ONCE = 4;
 
 export class ApiError extends Error {
   constructor(status, { message = "", code = "", retryAfter = 0, problems = [] } = {}) {
@@ -44,6 +45,14 @@ async function refusal(reply) {
 
 const pause = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 
+// Does work(item) for every item, a few at a time: a server lets only so many requests in at once.
+export async function each(items, work) {
+  const line = [...items];
+  await Promise.all(Array.from({ length: AT_ONCE }, async () => {
+    while (line.length) await work(line.shift());
+  }));
+}
+
 // What asks for the same thing however often may wait for its turn by itself.
 async function patiently(path, options) {
   for (let attempt = 1; ; attempt += 1) {
@@ -60,13 +69,14 @@ async function patiently(path, options) {
 export const get = async (path, options) => (await patiently(path, options)).json();
 export const blob = async (path, options) => (await patiently(path, options)).blob();
 export const post = async (path, json, options) => (await reach(path, { method: "POST", json, ...options })).json();
-export const remove = async (path) => (await reach(path, { method: "DELETE" })).json();
+export const submit = async (path, form, options) => (await patiently(path, { method: "POST", form, ...options })).json();
+export const remove = async (path) => (await patiently(path, { method: "DELETE" })).json();
 
 export async function upload(file, purpose, name = file.name) {
   const form = new FormData();
   form.append("purpose", purpose);
   form.append("file", file, name);
-  return (await patiently("/v1/files", { method: "POST", form })).json();
+  return submit("/v1/files", form);
 }
 
 // Calls onevent(name, data) for each server-sent event; resolves when the stream is over.

@@ -23,12 +23,13 @@ export function becoming(job, { onclose }) {
   const stop = h("button", { className: "slim", onclick: cancel }, "Stop");
   const actions = h("div", { className: "row" }, stop);
   const close = () => { onclose(); element.remove(); };
+  const latest = h("div", { className: "latest" },
+    h("figure", { className: "stack tight" }, newest, newestNote),
+    h("div", { className: "stack" }, h("dl", { className: "numbers" }, h("div", {}, h("dt", {}, "Step"), step), h("div", {}, h("dt", {}, "Time left"), left)), losses, strip));
   const element = h("section", { className: "card becoming", "aria-label": `Learning ${identifier}` },
     h("div", { className: "row spread" }, h("h2", {}, "Learning ", named(identifier)), actions),
     h("div", { className: "stack tight" }, bar, state),
-    h("div", { className: "latest" },
-      h("figure", { className: "stack tight" }, newest, newestNote),
-      h("div", { className: "stack" }, h("dl", { className: "numbers" }, h("div", {}, h("dt", {}, "Step"), step), h("div", {}, h("dt", {}, "Time left"), left)), losses, strip)));
+    latest);
   let over = false;
 
   function progress({ status, step: now, num_steps: all, left_s: seconds, curve: columns }) {
@@ -68,6 +69,7 @@ export function becoming(job, { onclose }) {
       return;
     }
     fill(actions, h("button", { onclick: close }, "Close"));
+    latest.hidden = !newest.firstChild;
     if (status === "cancelled") fill(state, message("warning", "Stopped", "Nothing of it was kept."));
     else fill(state, failure({ message: tidy(reason) || "The training failed." }), h("p", { className: "small soft" }, "Change what it names and start again; what you uploaded is still there."));
   }

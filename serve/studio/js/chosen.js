@@ -28,6 +28,6 @@ export function settle(known) {
 
 let picture = null;
 
-// A picture on its way from one page to another: {url, name}.
+// A picture on its way from one page to another: {url, name, kind}, for asking about or editing it.
 export const hand = (given) => { picture = given; };
 export const handed = () => { const given = picture; picture = null; return given; };

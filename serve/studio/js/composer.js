@@ -4,7 +4,7 @@ import { choice, field, fill, fold, h, icon } from "./dom.js";
 import { PATHS, toUrl } from "./parts.js";
 
 const KINDS = { ask: "Ask", draw: "Draw", edit: "Edit" };
-const REMEMBERING = { unified: "Remember first", off: "Only my words" };
+const REMEMBERING = { unified: "Remember", off: "Nothing" };
 
 export function composer({ about, onsend, onstop }) {
   let kind = "ask";
@@ -19,14 +19,14 @@ export function composer({ about, onsend, onstop }) {
   const kinds = choice("What to do", KINDS, { value: kind, shown: false, onchange: set });
 
   const number = (name, attributes) => h("input", { type: "number", inputMode: "decimal", name, ...attributes });
-  const seed = number("seed", { min: 0, step: 1, placeholder: "a new one each time" });
+  const seed = number("seed", { min: 0, step: 1, placeholder: "any" });
   const timesteps = number("num_timesteps", { min: 2, max: 200, step: 1 });
   const guidance = number("cfg_text_scale", { min: 0, max: 20, step: 0.1 });
-  const keeping = number("cfg_img_scale", { min: 0, max: 20, step: 0.1, placeholder: "the model's own" });
+  const keeping = number("cfg_img_scale", { min: 0, max: 20, step: 0.1, placeholder: "own" });
   const replay = h("select", { name: "replay" }, Object.entries(REMEMBERING).map(([value, label]) => h("option", { value }, label)));
-  const drawingOnly = h("div", { className: "options" }, field("Steps", timesteps), field("Guidance by words", guidance), field("Before drawing", replay));
-  const editingOnly = h("div", { className: "options" }, field("Guidance by the picture", keeping));
-  const advanced = fold("Advanced", h("div", { className: "options" }, field("Seed", seed, { hint: "Same words, same seed: same result." })), drawingOnly, editingOnly);
+  const drawingOnly = [field("Steps", timesteps), field("Guidance by words", guidance), field("Before drawing", replay)];
+  const editingOnly = [field("Guidance by the picture", keeping)];
+  const advanced = fold("Advanced", h("div", { className: "options" }, field("Seed", seed), drawingOnly, editingOnly), h("p", { className: "hint" }, "Same words, same seed: same result."));
 
   const form = h("form", { className: "desk", noValidate: true, onsubmit: (event) => { event.preventDefault(); send(); } },
     attached, text, h("div", { className: "row spread" }, h("div", { className: "row" }, kinds, add), go), input);
@@ -45,8 +45,8 @@ export function composer({ about, onsend, onstop }) {
     const defaults = kind === "edit" ? about.editing : about.drawing;
     timesteps.placeholder = defaults.num_timesteps;
     guidance.placeholder = defaults.cfg_text_scale;
-    drawingOnly.hidden = kind === "ask";
-    editingOnly.hidden = kind !== "edit";
+    for (const one of drawingOnly) one.hidden = kind === "ask";
+    for (const one of editingOnly) one.hidden = kind !== "edit";
     replay.value = kind === "edit" ? "off" : "unified";
     tell(kind === "edit" && !picture ? "Add the picture to change with +, or press “Edit it” under one." : "");
     point();

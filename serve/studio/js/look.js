@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { fill, h, named } from "./dom.js";
 import { failure } from "./parts.js";
+import { scoresList } from "./scores.js";
 import { day } from "./words.js";
 
 export function photoPath(name, version, number) {
@@ -22,12 +23,14 @@ export async function photoInto(image, path) {
 
 export function lookPage() {
   const body = h("div", {});
-  const element = h("div", {}, h("h1", {}, "What it has learned"), body);
+  const scores = scoresList();
+  const element = h("div", {}, h("h1", {}, "What it has learned"), body, scores.element);
 
   async function show() {
+    scores.show();
     try {
       const { data } = await api.get("/v1/concepts");
-      fill(body, data.length ? h("ul", { className: "gallery" }, data.map(card)) : h("p", { className: "lead" }, "Nothing yet. ", h("a", { href: "#/teach" }, "Teach it something of yours."), ""));
+      fill(body, data.length ? h("ul", { className: "gallery" }, data.map(card)) : h("p", { className: "lead" }, "Nothing yet. ", h("a", { href: "#/teach" }, "Teach it something of yours.")));
     } catch (error) {
       fill(body, failure(error, { again: show }));
     }

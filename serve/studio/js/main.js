@@ -6,13 +6,14 @@ import { loginPage } from "./login.js";
 import { lookPage } from "./look.js";
 import { onePage } from "./one.js";
 import { failure } from "./parts.js";
+import { scoresPage } from "./scores.js";
 import { teachPage } from "./teach.js";
 import { usePage } from "./use.js";
 
 const page = document.getElementById("page");
 const notice = document.getElementById("notice");
 const leave = document.getElementById("leave");
-const TITLES = { teach: "Teach", use: "Use", look: "Look" };
+const TITLES = { teach: "Teach", use: "Use", look: "Look", scores: "How well it does" };
 // Kept while the studio is open, so that going from page to page loses nothing.
 const kept = new Map();
 let about = null;
@@ -58,17 +59,18 @@ async function show() {
     return;
   }
   shown?.hide?.();
-  mark(name);
-  document.title = `${item ? `<${item}>` : TITLES[name]} · OmniFarm studio`;
-  if (name === "look") shown = item ? onePage({ about, name: item }) : lookPage({ about });
+  mark(name === "scores" ? "look" : name);
+  document.title = `${item && name === "look" ? `<${item}>` : TITLES[name]} · OmniFarm studio`;
+  if (name === "look") shown = item ? onePage({ about, name: item }) : lookPage();
+  else if (name === "scores") shown = item ? scoresPage({ run: item }) : lookPage();
   else {
     if (!kept.has(name)) kept.set(name, (name === "teach" ? teachPage : usePage)({ about }));
     shown = kept.get(name);
   }
   fill(page, shown.element);
   await shown.show?.();
-  scrollTo(0, shown.keepsBottom ? document.body.scrollHeight : 0);
-  if (!first) page.focus({ preventScroll: true });
+  scrollTo({ top: shown.keepsBottom ? document.body.scrollHeight : 0, behavior: "instant" });
+  if (!first && !page.contains(document.activeElement)) page.focus({ preventScroll: true });
 }
 
 addEventListener("hashchange", () => show().catch((error) => fill(page, failure(error))));

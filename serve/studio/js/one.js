@@ -5,6 +5,7 @@ import { choose, hand } from "./chosen.js";
 import { fill, fold, h, named } from "./dom.js";
 import { photoInto, photoPath } from "./look.js";
 import { ask, curve, failure, message, toUrl } from "./parts.js";
+import { looked } from "./where.js";
 import { day, duration, several } from "./words.js";
 
 export function onePage({ about, name }) {
@@ -30,19 +31,42 @@ export function onePage({ about, name }) {
   }
 
   function photos(version) {
+    const viewer = h("div", { className: "viewer" });
     const album = h("ul", { className: "album" }, Array.from({ length: version.num_photos }, (_, number) => {
       const image = h("img", { alt: `Photo ${number + 1} of ${version.num_photos}` });
       photoInto(image, photoPath(name, version.version, number));
-      return h("li", {}, h("button", { title: "Ask about this photo, or edit it", onclick: () => take(version.version, number) }, h("span", { className: "thumb" }, image)));
+      const button = h("button", { "aria-pressed": "false", onclick: () => open(button, async () => {
+        const file = await api.blob(`${photoPath(name, version.version, number)}?whole=true`);
+        return { url: await toUrl(file), name: `${name} ${number + 1}.png` };
+      }) }, h("span", { className: "thumb" }, image));
+      return h("li", {}, button);
     }));
-    return h("section", {}, h("h2", {}, "Photos it was taught with"), version.num_photos ? [album, h("p", { className: "hint" }, "Choose one to ask about it or to edit it.")] : h("p", { className: "soft" }, "They are not kept on this server."));
+    const input = h("input", { type: "file", accept: "image/png, image/jpeg, image/webp", hidden: true, onchange: () => {
+      const [file] = input.files;
+      if (file) open(null, async () => ({ url: await toUrl(file), name: file.name }));
+      input.value = "";
+    } });
+
+    async function open(button, read) {
+      for (const one of album.querySelectorAll("button")) one.setAttribute("aria-pressed", String(one === button));
+      try {
+        const picture = await read();
+        fill(viewer, view(picture));
+      } catch (error) {
+        fill(viewer, failure(error));
+      }
+    }
+
+    return h("section", {}, h("h2", {}, "Photos it was taught with"),
+      version.num_photos ? album : h("p", { className: "soft" }, "They are not kept on this server."),
+      h("div", { className: "row" }, h("p", { className: "hint" }, "Choose one to see where ", named(`<${name}>`), " looks, to ask about it or to edit it."),
+        h("button", { className: "slim", onclick: () => input.click() }, "Another picture"), input), viewer);
   }
 
-  async function take(version, number) {
-    const file = await api.blob(`${photoPath(name, version, number)}?whole=true`);
-    hand({ url: await toUrl(file), name: `${name} ${number + 1}.png` });
-    choose(name);
-    location.hash = "#/use";
+  function view(picture) {
+    const take = (kind) => () => { hand({ ...picture, kind }); choose(name); location.hash = "#/use"; };
+    return h("div", { className: "stack" }, looked({ name, picture, signal: stop.signal }),
+      h("div", { className: "row" }, h("button", { className: "slim", onclick: take("ask") }, "Ask about it"), h("button", { className: "slim", onclick: take("edit") }, "Edit it")));
   }
 
   function memory(version) {
@@ -100,8 +124,11 @@ export function onePage({ about, name }) {
         // What was uploaded is named by the documents, which go last.
         const uploads = files.checked ? await uploaded(concept) : [];
         await api.remove(`/v1/concepts/${encodeURIComponent(name)}`);
-        await Promise.all(uploads.map((id) => api.remove(`/v1/files/${id}`).catch(() => {})));
-        location.hash = "#/look";
+        fill(told, h("p", { className: "soft", role: "status" }, "Erasing…"));
+        let left = 0;
+        await api.each(uploads, (id) => api.remove(`/v1/files/${id}`).catch((error) => { if (error.status !== 404) left += 1; }));
+        if (!left) location.hash = "#/look";
+        else fill(told, message("warning", `${concept.identifier} is erased, ${several(left, "upload")} not`, `The server did not let go of ${left} of the ${uploads.length} pictures and facts as you uploaded them. They stay among your files until you delete them there.`));
       } catch (error) {
         fill(told, failure(error));
       }

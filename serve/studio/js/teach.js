@@ -11,7 +11,6 @@ import { several } from "./words.js";
 const NAME = /^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/;
 const NOUNS = { person: ["man", "woman", "girl", "boy"], pet: ["dog", "cat", "rabbit", "horse"], object: ["mug", "backpack", "bicycle", "lamp"] };
 const GROUPS = { person: "Person", pet: "Pet", object: "Object" };
-const AT_ONCE = 4;
 
 export function teachPage({ about }) {
   // What an invented concept brings besides what the form shows: captions, questions on photos, edits, pictures of them.
@@ -137,14 +136,11 @@ export function teachPage({ about }) {
     for (const one of hidden) keys.set(one.key, one);
     const all = [...shown, ...hidden];
     let sent = 0;
-    const line = [...all];
-    await Promise.all(Array.from({ length: AT_ONCE }, async () => {
-      while (line.length) {
-        await send(line.shift());
-        sent += 1;
-        ready.textContent = `Sending pictures: ${sent} of ${all.length}`;
-      }
-    }));
+    await api.each(all, async (photo) => {
+      await send(photo);
+      sent += 1;
+      ready.textContent = `Sending pictures: ${sent} of ${all.length}`;
+    });
     return keys;
   }
 
@@ -179,7 +175,7 @@ export function teachPage({ about }) {
       const job = await api.post("/v1/fine_tuning/jobs", { model: about.model, training_file: file.id, suffix: name.value.trim(), ...wanted });
       follow(job);
       clear();
-      scrollTo({ top: 0, behavior: "smooth" });
+      scrollTo({ top: 0 });
     } catch (error) {
       fill(told, failure(error));
       told.scrollIntoView({ block: "nearest" });

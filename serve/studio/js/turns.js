@@ -4,6 +4,7 @@ import * as api from "./api.js";
 import { fill, fold, h, named } from "./dom.js";
 import { copyButton, download, failure, fromUrl, message, pngUrl } from "./parts.js";
 import { curl, inputName, python, recipe } from "./recipe.js";
+import { looked } from "./where.js";
 
 const SLOW_MS = 8000;
 const PARTIALS = 3;
@@ -67,8 +68,16 @@ async function ask(wanted, { state, shown, more }, { seconds, alive }) {
   });
   if (!text.trim()) fill(answer, h("span", { className: "soft" }, "It has no answer to that."));
   state.textContent = why === "length" ? "Cut off: the answer was longer than allowed." : "";
-  fill(more, exports(wanted, { path, body, result: { answer: text, finish_reason: why, seconds: Number(seconds()) } }));
+  fill(more, gaze(wanted), exports(wanted, { path, body, result: { answer: text, finish_reason: why, seconds: Number(seconds()) } }));
   return `Answer: ${text}`;
+}
+
+// Where the first of the concepts looks in the picture in question; asked for when it is unfolded.
+function gaze({ picture: given, concepts: [concept] }) {
+  if (!given || !concept) return null;
+  const box = fold(`Where ${concept.identifier} looks`);
+  box.addEventListener("toggle", () => box.append(looked({ name: concept.name, picture: given })), { once: true });
+  return box;
 }
 
 async function picture(wanted, { state, shown, more }, { seconds, alive }) {

@@ -28,8 +28,8 @@ export function usePage({ about }) {
     settle(names());
     drawChips();
     const given = handed();
-    if (given) desk.attach(given);
     if (!page.keepsBottom) welcome();
+    if (given) use(given.kind, given);
   }
 
   function drawChips() {
@@ -83,11 +83,11 @@ export function usePage({ about }) {
     const one = turn({ ...wanted, text, concepts: picked, about, signal: running.signal, again: (changed) => send({ ...wanted, ...changed }), use });
     talk.append(h("div", { className: "said" }, wanted.picture && h("img", { src: wanted.picture.url, alt: wanted.picture.name }), h("p", {}, named(text))), one.element);
     desk.working(true);
-    one.element.scrollIntoView({ block: "end", behavior: "smooth" });
+    one.element.scrollIntoView({ block: "end" });
     told.textContent = await one.done;
     running = null;
     desk.working(false);
-    one.element.scrollIntoView({ block: "nearest", behavior: "smooth" });
+    one.element.scrollIntoView({ block: "nearest" });
   }
 
   // A result becomes the picture of the next turn.

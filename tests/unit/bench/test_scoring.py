@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from omnifarm.bench.asking import ask_all
-from omnifarm.bench.data.load import BenchData, load_benchmark
+from omnifarm.bench.data.load import BenchData, load_benchmark, with_gaps
 from omnifarm.bench.judges.base import EditVerdict, Verdict, least
 from omnifarm.bench.metrics.encoders import ClipEncoder, DinoEncoder, NotRun, open_clip, open_dino, open_efficientnet
 from omnifarm.bench.metrics.faces import open_arcface, open_dlib, score_faces
@@ -138,6 +138,10 @@ def test_what_the_folder_lacks_is_built_and_said(photos: BenchData) -> None:
     assert sorted(item.reference[:1] for item in rec) == ["N", "N", "Y", "Y"]
     assert len(photos.benchmark.items_of("chelsea", "edit")) == 10
     assert photos.benchmark.items_of("chelsea", "pure")[0].text.startswith("a <chelsea> ")
+    gaps = [note for note in with_gaps(photos).benchmark.notes if note.startswith("chelsea: has no edit pairs")]
+    assert gaps
+    assert "editing" in gaps[0], "who would have needed it"
+    assert with_gaps(photos).benchmark.digest() == photos.benchmark.digest()
 
 
 def test_always_yes_is_half_right_and_parsed(scored: dict[tuple[str, str], Any]) -> None:

@@ -7,10 +7,13 @@ from PIL import Image
 from omnifarm.backbone.attention_map import attention_of
 from omnifarm.backbone.segments import TextSegment
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.soft_tokens import SoftTokens
-from omnifarm.errors import ConfigError
+from omnifarm.errors import ConfigError, UnknownConceptError
+from omnifarm.serving.engine import Engine
 from omnifarm.serving.looking import looking_at
-from tests.unit.serving.concepts import CHECKPOINT
+from omnifarm.store.memory import MemoryStore
+from tests.unit.serving.concepts import CHECKPOINT, commit
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,26 @@ def test_a_map_has_the_shape_of_the_photo_and_depends_on_the_concept(loaded: Loa
     assert maps[0].shape[2] > maps[0].shape[1] > 1
     assert (maps[0].flatten(1).sum(1) < 1).all()
     assert not torch.equal(maps[0], maps[1])
+
+
+def test_an_engine_looks_with_the_concept_it_serves_and_answers_as_before(loaded: LoadedBackbone) -> None:
+    photo = Image.linear_gradient("L").resize((80, 64)).convert("RGB")
+    repository = ConceptRepository(MemoryStore())
+    for seed, name in enumerate(("maeve", "bo"), start=1):
+        commit(repository, loaded, name, seed=seed)
+    engine = Engine(loaded, repository)
+    before = engine.ask("Is <bo> in the photo?", image=photo, max_tokens=4).text
+    # Looked at in the middle of somebody else's request.
+    ticket = engine.submit(engine.door.ask("Is <bo> in the photo?", image=photo, max_tokens=4))
+    engine.step()
+    for name in ("maeve", "bo"):
+        _, soft = repository.load(name, fingerprint=loaded.fingerprint)
+        assert torch.equal(engine.looking(photo, concept=name), looking_at(loaded, photo, concept=soft))
+    while not ticket.is_done:
+        engine.step()
+    assert ticket.result().text == before
+    with pytest.raises(UnknownConceptError):
+        engine.looking(photo, concept="nobody")
 
 
 def test_a_token_cannot_look_ahead(loaded: LoadedBackbone) -> None:

@@ -1,3 +1,5 @@
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -169,6 +171,20 @@ def test_an_exploding_lane_stops_with_its_numbers(make_trainer: Callable[..., Tr
     assert lane.step == 3
     assert lane.stopped is not None
     assert "exploded" in lane.stopped
+
+
+def test_a_lane_whose_soft_tokens_run_away_stops_though_its_loss_does_not_show_it(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane, recipe: TrainingRecipe
+) -> None:
+    alone = make_lane("b", seed=1)
+    run(make_trainer(), alone)
+    wild, calm = make_lane("a", recipe=replace(recipe, learning_rate=1e6, warmup_steps=0)), make_lane("b", seed=1)
+    run(make_trainer(), wild, calm)
+    assert wild.step == 1, "it stopped at once"
+    assert all(math.isfinite(one.total) for one in wild.losses)
+    assert re.search("soft tokens grew to a length of .* lower the learning rate", wild.stopped or "")
+    assert calm.is_done
+    assert torch.equal(calm.soft, alone.soft)
 
 
 def test_lanes_join_and_leave_while_others_run(make_trainer: Callable[..., Trainer], make_lane: MakeLane) -> None:
