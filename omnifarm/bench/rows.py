@@ -126,7 +126,7 @@ _ROWS = (
     Row(key="unictokens_style", title="UniCTokens-style", section="baseline", kind="staged",
         trains=("understanding", "generation"), recipe={"num_und": 16, "num_gen": 16, "is_coupled": True, "init": "visual"},
         replay="off",
-        note=f"{REIMPLEMENTED}: three stages of a third of the steps each, 33 tokens in one space; persons start without a "
+        note=f"{REIMPLEMENTED}: three stages of a third of the steps each, 33 soft tokens in one space; persons start without a "
         "face embedding"),
     Row(key="ti_style", title="Textual-Inversion-style", section="baseline", tasks=(*DRAWING,), trains=("generation",),
         recipe={"num_und": 0, "num_gen": 16}, replay="off",

@@ -189,23 +189,24 @@ def compare(
 
 def show(report: dict[str, Any], *, store: str, as_json: bool) -> None:
     """Print a finished report: all of it as JSON, or its paper columns and where the page is."""
-    from omnifarm.bench.report.markdown import cell_text, columns_of, rows_of
+    from omnifarm.bench.report.markdown import SECTIONS, cell_text, columns_of, rows_of
 
     if as_json:
         print_json(report)
         return
-    columns = [
-        column
-        for section in ("paper", "world")
-        for column in columns_of(report, section)
-        if any(cells.get(column["key"], {}).get("value") is not None for cells in report["cells"].values())
-    ]
-    rows = rows_of(report, columns)
-    table = Table("measured", *(title for _, title, _ in rows), title=report["run"])
-    for column in columns:
-        found = [cells.get(column["key"]) for _, _, cells in rows]
-        table.add_row(column["title"], *("-" if cell is None else cell_text(cell).partition(" [")[0] for cell in found))
-    results.print(table)
+    for section, title in SECTIONS:
+        columns = [
+            column
+            for column in columns_of(report, section)
+            if any(cells.get(column["key"], {}).get("value") is not None for cells in report["cells"].values())
+        ]
+        if not columns or section not in ("paper", "world"):
+            continue
+        table = Table("measured", *(column["title"] for column in columns), title=f"{report['run']}: {title}")
+        for _, name, cells in rows_of(report, columns):
+            found = [cells.get(column["key"]) for column in columns]
+            table.add_row(name, *("-" if cell is None else cell_text(cell).partition(" [")[0] for cell in found))
+        results.print(table)
     people.print(f"report: {store.rstrip('/')}/{report['folder']}/report.html", markup=False)
 
 

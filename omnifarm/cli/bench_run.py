@@ -1,8 +1,6 @@
 """A whole benchmark run: data, training, asking, scoring, report. Each part goes on from what the store holds."""
 
 import json
-import os
-import platform
 import subprocess
 import tempfile
 import time
@@ -32,6 +30,7 @@ from omnifarm.cli.bench_evidence import SHOWN, Learned, load_learned, looks_of
 from omnifarm.cli.bench_learning import learned_seconds
 from omnifarm.cli.bench_work import Work, ask_share, learn_share, submit
 from omnifarm.cli.output import people
+from omnifarm.cli.perf_train import hardware
 from omnifarm.clock import SystemClock
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.repository import ConceptRepository
@@ -320,8 +319,9 @@ def _about(run: Prepared) -> dict[str, Any]:
         text=True,
         check=False,
     )
+    machine = hardware(torch.get_num_threads())
     return {
-        "hardware": f"{len(os.sched_getaffinity(0))} cores ({platform.machine()})"
+        "hardware": f"{machine['cores']} cores of {machine['cpu']}"
         + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"),
         "commit": git.stdout.strip() or "unknown",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),

@@ -1,20 +1,20 @@
 """UniCTokens-style: soft tokens learned in three stages that hand their results on, on our backbone.
 
-    1 understanding   identifier (the class noun's embedding) + 16 tokens from centres of visual tokens; questions alone
-    2 bootstrapping   + 8 tokens to draw with; drawings weigh 0.8, questions 0.2
-    3 completing      draws the concept, whitens what was still open late in the drawing, + 8 tokens from centres of the
-                      rest's visual tokens; the same weights
+    1 understanding   identifier (the class noun's embedding) + 16 soft tokens at centres of what the photographs show; questions alone
+    2 bootstrapping   + 8 soft tokens to draw with; drawings weigh 0.8, questions 0.2
+    3 completing      draws the concept, whitens what was still open late in the drawing, + 8 soft tokens at centres of
+                      what the rest shows; the same weights
 
-Questions are asked behind the tokens of stages 1 and 3, drawings behind those of 1 and 2. All tokens go through the
+Questions are asked behind the soft tokens of stages 1 and 3, drawings behind those of 1 and 2. All of them go through the
 understanding expert, since the published system has one. The whole takes as many steps as any other row. A
-re-implementation: the published system has discrete picture tokens and starts persons from a face embedding.
+re-implementation: the published system has pictures of discrete codes and starts persons from a face embedding.
 
 Shapes: C rows of the table (1 + 16 + 8 + 8), D width of the language model.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from omnifarm.training.lane import Lane
 from omnifarm.training.workbench import Finished, Workbench
 
 NUM_WARM, NUM_DRAWING, NUM_COMPLETING = 16, 8, 8
-"""Tokens that stages 1, 2 and 3 add."""
+"""Soft tokens that stages 1, 2 and 3 add."""
 NUM_OWN_DRAWINGS = 20
 """Pictures of the concept drawn between stages 2 and 3."""
 LATE = 0.7
@@ -58,12 +58,12 @@ _BOTH = SoftTokenLayout(num_und=NUM_WARM, num_gen=NUM_DRAWING, is_coupled=True)
 
 
 class StageSamples:
-    """Samples of stages 2 and 3: drawings behind the tokens of stages 1 and 2, questions behind those of 1 and 3.
+    """Samples of stages 2 and 3: drawings behind the soft tokens of stages 1 and 2, questions behind those of 1 and 3.
 
     Args:
         drawing: Samples whose prompts show what drawings are made behind.
         asking: The same samples with prompts that show what questions are asked behind.
-        shift: Rows between the drawing tokens of the table and those that `asking` means.
+        shift: Rows of the table between the soft tokens of drawings and those that `asking` means.
     """
 
     def __init__(self, drawing: ConceptSamples, asking: ConceptSamples, *, shift: int) -> None:
@@ -78,7 +78,7 @@ class StageSamples:
         ]
 
     def _moved(self, sample: ConceptSample) -> ConceptSample:
-        """Point a question's slots of the last tokens to the rows of stage 3; the others stay."""
+        """Point a question's slots of the last soft tokens to the rows of stage 3; the others stay."""
         first = 1 + NUM_WARM
         segments: list[Segment] = [
             replace(
@@ -90,15 +90,6 @@ class StageSamples:
             for segment in sample.segments
         ]
         return replace(sample, segments=segments)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Stage:
-    """One concept between two stages."""
-
-    spec: ConceptSpec
-    table: Tensor
-    train_s: float
 
 
 class StagedLearner:
@@ -279,7 +270,7 @@ def _recipe_of(recipe: TrainingRecipe, stage: int) -> TrainingRecipe:
 
 
 class StagedSystem:
-    """Answers behind the tokens of stages 1 and 3, draws and edits behind those of 1 and 2.
+    """Answers behind the soft tokens of stages 1 and 3, draws and edits behind those of 1 and 2.
 
     Args:
         loaded: The backbone.

@@ -24,7 +24,7 @@ def teach_samples(
 ) -> None:
     """Have the sample concepts learned that the server does not know yet, one after another.
 
-    Each waits until nobody else's training is under way: the user comes first.
+    The user comes first: a sample waits until nobody else's training is under way, and is put off when one begins.
 
     Args:
         client: Its base URL is the server's.
@@ -39,14 +39,33 @@ def teach_samples(
         name = invention["name"]
         if any(one["name"] == name for one in _get(client, "/v1/concepts")["data"]):
             continue
-        while any(job["status"] in _UNFINISHED for job in _get(client, "/v1/fine_tuning/jobs")["data"]):
-            wait_s(_POLL_S)
-        job = teach(client, invention)
-        say(f"learning <{name}>, a sample; this is done once")
-        while job["status"] in _UNFINISHED:
-            wait_s(_POLL_S)
-            job = _get(client, f"/v1/fine_tuning/jobs/{job['id']}")
-        say(f"<{name}>: {job['status']}")
+        status, body = "", None
+        while not status:
+            while _unfinished(client):
+                wait_s(_POLL_S)
+            body = body or _training(client, invention)
+            say(f"learning <{name}>, a sample; this is done once")
+            status = _learn_meanwhile(client, body, wait_s=wait_s)
+            say(f"<{name}>: {status or 'put off, yours comes first'}")
+
+
+def _learn_meanwhile(client: httpx.Client, body: dict[str, Any], *, wait_s: Callable[[float], None]) -> str:
+    """Have a sample learned; return how its job ended, or nothing when it was put off for somebody else's."""
+    job = _read(client.post("/v1/fine_tuning/jobs", json=body))
+    is_put_off = False
+    while job["status"] in _UNFINISHED:
+        if not is_put_off and _unfinished(client) - {job["id"]}:
+            is_put_off = True
+            _read(client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel"))
+        wait_s(_POLL_S)
+        job = _get(client, f"/v1/fine_tuning/jobs/{job['id']}")
+    # One that ended while it was being put off is learned all the same.
+    return "" if is_put_off and job["status"] == "cancelled" else str(job["status"])
+
+
+def _unfinished(client: httpx.Client) -> set[str]:
+    jobs = _get(client, "/v1/fine_tuning/jobs")["data"]
+    return {job["id"] for job in jobs if job["status"] in _UNFINISHED}
 
 
 def teach(client: httpx.Client, invention: dict[str, Any], *, steps: int | None = None) -> dict[str, Any]:
@@ -63,6 +82,14 @@ def teach(client: httpx.Client, invention: dict[str, Any], *, steps: int | None 
     Raises:
         ServingError: The server refused a request.
     """
+    body = _training(client, invention)
+    if steps is not None:
+        body["hyperparameters"] = {"steps": steps}
+    return _read(client.post("/v1/fine_tuning/jobs", json=body))
+
+
+def _training(client: httpx.Client, invention: dict[str, Any]) -> dict[str, Any]:
+    """Upload an invention; return the request that has it learned."""
     given = invention["document"]
     ids = {
         key: _upload(client, "vision", f"{key}.png", base64.b64decode(data))
@@ -85,10 +112,7 @@ def teach(client: httpx.Client, invention: dict[str, Any], *, steps: int | None 
     }
     name = invention["name"]
     training_file = _upload(client, "fine-tune", f"{name}.json", json.dumps(document).encode())
-    body: dict[str, Any] = {"model": "bagel", "training_file": training_file, "suffix": name}
-    if steps is not None:
-        body["hyperparameters"] = {"steps": steps}
-    return _read(client.post("/v1/fine_tuning/jobs", json=body))
+    return {"model": "bagel", "training_file": training_file, "suffix": name}
 
 
 def _upload(client: httpx.Client, purpose: str, filename: str, data: bytes) -> str:

@@ -1,5 +1,6 @@
 """`omnifarm train plan`: operations counted on real packs, a rate measured on a few steps, a prediction of the rest."""
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from omnifarm.training.workbench import Workbench
 
 COUNTED_STEPS = 8
 """Steps whose packs are counted."""
-MEASURED_STEPS = 3
-"""Steps that are taken to measure a rate, after one that is not counted."""
+MEASURED_STEPS = 8
+"""Steps of which each gives a rate, after one that is not counted; their median is not moved by a hiccup."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +105,10 @@ def _measured_rate(
     for lane in members:
         workbench.trainer.add(lane)
     workbench.trainer.step()
-    taken = min(MEASURED_STEPS, recipe.steps - 1)
-    started = now_s()
-    for _ in range(taken):
+    rates = []
+    for step in range(1, 1 + min(MEASURED_STEPS, recipe.steps - 1)):
+        started = now_s()
         workbench.trainer.step()
-    seconds = now_s() - started
-    return workbench.step_cost(members, steps=range(1, 1 + taken)).flops * taken / seconds
+        seconds = now_s() - started
+        rates.append(workbench.step_cost(members, steps=range(step, step + 1)).flops / seconds)
+    return statistics.median(rates)

@@ -27,7 +27,7 @@ def draw_figures(report: Mapping[str, Any], *, soft_tokens: Tables, looks: Looks
         ("tokens", lambda figure: _sweep(figure, report, "tokens", "soft tokens", ("rec", "vqa_bleu", "qa_bleu", "parg_score", "world_identity"))),
         ("exemplars", lambda figure: _sweep(figure, report, "exemplars", "worked examples", ("parg_score", "world_parg", "world_replay"))),
         ("latency", lambda figure: _latency(figure, report)),
-        ("soft_tokens", lambda figure: _embedding(figure, soft_tokens)),
+        ("soft_tokens", lambda figure: _embedding(figure, soft_tokens, titles)),
         ("attention", lambda figure: draw_looks(figure, looks, titles)),
     ):  # fmt: skip
         figure = Figure(figsize=(9, 4.2), layout="constrained")
@@ -90,27 +90,26 @@ def _sweep(figure: Any, report: Mapping[str, Any], section: str, label: str, key
 
 
 def _latency(figure: Any, report: Mapping[str, Any]) -> bool:
-    measured = {
-        row["title"]: report["timings"][row["key"]]["replay_s"]
-        for row in report["rows"]
-        if row["key"] in ("ours", "three_stage") and report["timings"][row["key"]]["replay_s"] is not None
-    }
-    if len(measured) < 2:
-        return False
+    measured = {}
+    for key, way in (("ours", "one call (unified)"), ("three_stage", "three calls")):
+        seconds = report["timings"].get(key, {}).get("replay_s")
+        if seconds is None:
+            return False
+        measured[way] = seconds
     axes = figure.subplots(1, 2)
-    published = {name: values[0] for name, values in report["published"]["table_3"].items()}
+    published = {way: report["published"]["table_3"][way][0] for way in measured}
     for axis, title, values in (
         (axes[0], "measured here", measured),
         (axes[1], "published (7B, their GPU)", published),
     ):
-        axis.bar(list(values), list(values.values()), color="#6ea4d8")
+        axis.bar(list(values), list(values.values()), color="#6ea4d8", width=0.5)
         axis.set_title(title, fontsize=9)
         axis.set_ylabel("seconds per replay")
         axis.tick_params(axis="x", labelsize=7)
     return True
 
 
-def _embedding(figure: Any, tables: Tables) -> bool:
+def _embedding(figure: Any, tables: Tables, titles: Mapping[str, str]) -> bool:
     """Soft tokens of all concepts in two dimensions, t-SNE above PCA; understanding and generation apart."""
     tables = {row: found for row, found in tables.items() if len(found) >= 1}
     if not tables:
@@ -133,7 +132,7 @@ def _embedding(figure: Any, tables: Tables) -> bool:
             axis = axes[place, column]
             for side, color in (("identifier", "#222222"), ("understanding", "#1f5fa8"), ("generation", "#d9822b")):
                 axis.scatter(*flat[sides == side].T, s=9, color=color, label=side)
-            axis.set_title(f"{row}: {name}", fontsize=9)
+            axis.set_title(f"{titles.get(row, row)}: {name}", fontsize=9)
             axis.set_xticks([])
             axis.set_yticks([])
     axes[0, 0].legend(fontsize=7)

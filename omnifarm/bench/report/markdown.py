@@ -41,8 +41,12 @@ def columns_of(report: Mapping[str, Any], section: str) -> list[Mapping[str, Any
 def rows_of(
     report: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, str, Mapping[str, Any]]]:
-    """Return (key, title, cells) of the rows that say anything in these columns, ours first, real images last."""
-    rows = [(row["key"], row["title"], report["cells"][row["key"]]) for row in report["rows"]]
+    """Return (key, title, cells) of the rows that say anything in these columns, ours first, real images last.
+
+    Sweeps have tables of their own and stand here only when there is nothing else.
+    """
+    others = [row for row in report["rows"] if row["section"] not in ("tokens", "exemplars")]
+    rows = [(row["key"], row["title"], report["cells"][row["key"]]) for row in others or report["rows"]]
     rows.append(("real_images", "real images", report["cells"]["real_images"]))
     wanted = [column["key"] for column in columns]
     return [row for row in rows if any(row[2].get(key, {"reason": "-"})["reason"] != "-" for key in wanted)]

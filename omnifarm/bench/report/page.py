@@ -17,7 +17,7 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; mar
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; white-space: nowrap }
 th, td { border-bottom: 1px solid var(--line); padding: .28rem .45rem; text-align: right; vertical-align: top }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
-thead th { font-weight: 600; vertical-align: bottom } tr.ours td { background: var(--ours) }
+thead th { font-weight: 600; vertical-align: bottom; white-space: normal } tr.ours td { background: var(--ours) }
 td small { display: block; font-weight: 400; color: var(--soft); font-size: .72rem } td.best { font-weight: 700 } td.thin { color: #a33 }
 table.published td, table.published th { background: var(--pub) } table.published caption { background: var(--pub) }
 caption { text-align: left; font-weight: 600; padding: .3rem .55rem }

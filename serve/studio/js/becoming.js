@@ -31,6 +31,7 @@ export function becoming(job, { onclose }) {
     h("div", { className: "stack tight" }, bar, state),
     latest);
   let over = false;
+  let isMine = false;
 
   function progress({ status, step: now, num_steps: all, left_s: seconds, curve: columns }) {
     const fraction = all ? now / all : 0;
@@ -70,17 +71,19 @@ export function becoming(job, { onclose }) {
     }
     fill(actions, h("button", { onclick: close }, "Close"));
     latest.hidden = !newest.firstChild;
-    if (status === "cancelled") fill(state, message("warning", "Stopped", "Nothing of it was kept."));
+    if (status === "cancelled") fill(state, message("warning", ...(isMine ? ["Stopped", "Nothing of it was kept."] : ["Put off, or stopped elsewhere", "A sample gives way to what you teach and is learned afterwards."])));
     else fill(state, failure({ message: tidy(reason) || "The training failed." }), h("p", { className: "small soft" }, "Change what it names and start again; what you uploaded is still there."));
   }
 
   async function cancel() {
     stop.disabled = true;
+    isMine = true;
     try {
       await api.post(`/v1/fine_tuning/jobs/${job.id}/cancel`);
       state.textContent = "Stopping…";
     } catch (error) {
       state.textContent = explained(error).title;
+      isMine = false;
       stop.disabled = false;
     }
   }
