@@ -131,7 +131,7 @@ def write_concept(document: ConceptDocument, *, name: str, shelf: Shelf, store: 
     if isinstance(found, ConceptSpec):
         return folder_url
     for key in list(store.list(f"{place}/")):
-        store.delete(key)
+        store.erase(key)
     assert isinstance(found, ConceptError)
     raise found
 

@@ -136,8 +136,8 @@ class Shelf:
             MissingError: The tenant has no such file.
         """
         self.get(file_id)
-        self._store.delete(_record(file_id))
-        self._store.delete(_content(file_id))
+        self._store.erase(_record(file_id))
+        self._store.erase(_content(file_id))
 
 
 def purpose_of(text: str) -> Purpose | None:

@@ -15,9 +15,9 @@ from omnifarm.clock import Clock
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import NotFoundError
+from omnifarm.farm.erasure import erase_concept
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.records import CHECKPOINTS
 from omnifarm.farm.submission import Backbone, submit_concepts
 from omnifarm.store.base import Store
 from omnifarm.tenancy import TenantLimits
@@ -225,20 +225,13 @@ class Tuning:
         jobs = [job for job in self.list() if job.request.name == name]
         for job in jobs:
             self.cancel(job.public_id)
-        num_versions = self._repository.delete(name)
-        folders = list(self._store.list(f"{FOLDERS}{name}/"))
-        for key in folders:
-            self._store.delete(key)
-        for job in jobs:
-            # A worker may still hold a cancelled job, and must find it cancelled; a committed one nobody holds.
-            if job.record.state is JobState.COMMITTED:
-                self._queue.records.forget(job.request.job_id)
-            self._store.delete(_key(job.request.job_id))
-            for key in list(self._store.list(CHECKPOINTS + job.request.job_id)):
-                self._store.delete(key)
-        if not num_versions and not jobs and not folders:
+        folders = list(self._store.erasable(f"{FOLDERS}{name}/"))
+        report = erase_concept(name, store=self._store, queue=self._queue)
+        for key in [*folders, *(_key(job.request.job_id) for job in jobs)]:
+            self._store.erase(key)
+        if not report.versions and not jobs and not folders:
             raise MissingError(f"expected a learned concept, found none named <{name}>", concept=f"<{name}>")
-        return num_versions
+        return report.versions
 
     def recipe(self, job: Job) -> TrainingRecipe:
         """Return how a job is learned."""

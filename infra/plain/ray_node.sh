@@ -21,7 +21,13 @@ export RAY_USAGE_STATS_ENABLED=0
 export RAY_worker_niceness=0
 
 require_token() {
-  case $own in 127.*|localhost|::1) return ;; esac
+  case $own in
+    127.*|localhost|::1)
+      # Ray would otherwise take the machine's public address instead, and ask nobody there for a token.
+      export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0
+      return
+      ;;
+  esac
   if [[ ${RAY_AUTH_MODE:-token} != token ]]; then
     echo "RAY_AUTH_MODE is '$RAY_AUTH_MODE'; a node on $own can be reached from other machines and must use 'token'" >&2
     exit 1

@@ -266,7 +266,3 @@ def delete(
         print_json(report.to_json())
         return
     people.print(f"deleted {report.versions} versions of <{escape(name)}>, {report.objects} objects in all")
-    for url in report.untraced:
-        people.print(
-            f"its photographs are gone from {escape(url)}: pictures prepared from them may be left in prepared/"
-        )

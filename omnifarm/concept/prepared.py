@@ -180,10 +180,19 @@ class PreparedImages:
         return prepared
 
     def _key(self, digest: str) -> str:
-        # Features are rounded to the weights' type, so each type keeps its own.
         dtype = str(self._backbone.model.dtype).removeprefix("torch.")
-        return f"{PREFIX}{self._backbone.fingerprint[:32]}/{dtype}/{digest}.safetensors"
+        return f"{prepared_folder(self._backbone.fingerprint, dtype=dtype)}{digest}.safetensors"
 
     def get_all(self, spec: ConceptSpec) -> int:
         """Prepare every picture of a concept now; return how many there are. Bad pictures fail before training."""
         return sum(1 for image in spec.all_images() if self.get(spec, image) is not None)
+
+
+def prepared_folder(fingerprint: str, *, dtype: str) -> str:
+    """Return where the pictures lie that a backbone prepared, each under its digest.
+
+    Args:
+        fingerprint: The backbone's.
+        dtype: Of its weights, such as "float32"; features are rounded to it, so each type keeps its own.
+    """
+    return f"{PREFIX}{fingerprint[:32]}/{dtype}/"

@@ -108,7 +108,8 @@ class ConceptRepository:
         for name, version in self._versions():
             # One damaged object must not hide every other concept; loading it by name says what is wrong.
             with contextlib.suppress(ArtifactError, NotFoundError):
-                by_name.setdefault(name, []).append(self.manifest(name, version))
+                manifest = self.manifest(name, version)
+                by_name.setdefault(name, []).append(manifest)
         return [self._in_use(by_name[name]) for name in sorted(by_name)]
 
     def versions(self, name: str) -> _Manifests:
@@ -206,14 +207,14 @@ class ConceptRepository:
         return manifest, decode_soft_tokens(data, layout=layout, width=manifest.width, where=key)
 
     def delete(self, name: str, *, version: str | None = None) -> int:
-        """Delete one version of a concept, or every one; return how many there were. Safe to repeat."""
+        """Delete one version of a concept, or every one, for good; return how many there were. Safe to repeat."""
         check_name(name)
         folder = f"{PREFIX}{name}/" if version is None else _folder(name, version)
         versions = [known for known in self._versions(name) if version in (None, known[1])]
         # Manifests first: from then on nobody finds the tensors.
-        keys = sorted(self._store.list(folder), key=lambda key: not key.endswith(f"/{MANIFEST_FILE}"))
+        keys = sorted(self._store.erasable(folder), key=lambda key: not key.endswith(f"/{MANIFEST_FILE}"))
         for key in keys:
-            self._store.delete(key)
+            self._store.erase(key)
         return len(versions)
 
     def _versions(self, name: str | None = None) -> Sequence[tuple[str, str]]:

@@ -1,20 +1,17 @@
 """Forgetting a concept: a person's face is personal data, so deletion leaves nothing behind.
 
 What goes: every version's artifact, checkpoints and loss curves, prepared pictures, job records and index entries, and
-on a bucket that keeps versions every older version of each. What the owner keeps are the photographs themselves.
+on a bucket that keeps versions every older version of each, also of what was deleted before. What the owner keeps are the photographs themselves.
 """
 
-import contextlib
 from dataclasses import asdict, dataclass
+from typing import get_args
 
-from omnifarm.concept.datasets.load import load_concepts
-from omnifarm.concept.prepared import PREFIX as PREPARED
+from omnifarm.concept.prepared import prepared_folder
+from omnifarm.concept.recipe import Precision
 from omnifarm.concept.repository import PREFIX as ARTIFACTS
 from omnifarm.concept.repository import ConceptRepository
-from omnifarm.concept.spec import ConceptSpec
-from omnifarm.errors import ConceptError, OmniFarmError
 from omnifarm.farm.index import entry_of
-from omnifarm.farm.job import JobRecord
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, INDEX, record_key
 from omnifarm.store.base import Store
@@ -30,12 +27,10 @@ class ErasureReport:
     """Job records."""
     objects: int
     """Objects in all."""
-    untraced: tuple[str, ...]
-    """Places whose photographs could not be read, so that pictures prepared from them may be left under `prepared/`."""
 
     def to_json(self) -> dict[str, object]:
         """Return it as JSON values."""
-        return {**asdict(self), "untraced": list(self.untraced)}
+        return asdict(self)
 
 
 def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
@@ -53,31 +48,15 @@ def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
     records = [record for record in queue.list() if record.name == name]
     for record in records:
         queue.cancel(record.job_id)
-    digests, untraced = _photographs(name, records)
-    keys = [*store.list(f"{ARTIFACTS}{name}/")]
-    keys += [key for record in records for key in store.list(f"{CHECKPOINTS}{record.job_id}.")]
-    if digests:
-        keys += [key for key in store.list(PREPARED) if any(digest in key for digest in digests)]
+    prefixes = [f"{ARTIFACTS}{name}/"]
     for record in records:
-        entry = entry_of(record)
-        keys += [] if entry is None else [INDEX + entry.key]
+        prefixes.append(f"{CHECKPOINTS}{record.job_id}.")
+        folders = [prepared_folder(record.identity.backbone_fingerprint, dtype=name) for name in get_args(Precision)]
+        prefixes += [folder + digest for folder in folders for digest in record.pictures]
+    keys = [key for prefix in dict.fromkeys(prefixes) for key in store.erasable(prefix)]
+    keys += [INDEX + entry.key for record in records if (entry := entry_of(record)) is not None]
     # Records last: as long as one is there, a repetition knows what to delete.
     keys += [record_key(record.job_id) for record in records]
-    for key in dict.fromkeys(keys):
+    for key in keys:
         store.erase(key)
-    return ErasureReport(versions=versions, jobs=len(records), objects=len(set(keys)), untraced=untraced)
-
-
-def _photographs(name: str, records: list[JobRecord]) -> tuple[set[str], tuple[str, ...]]:
-    """Return the digests of the concept's photographs, as far as they can still be read where they were."""
-    digests: set[str] = set()
-    untraced = []
-    for url in sorted({record.concept_url for record in records}):
-        spec: ConceptSpec | ConceptError | None = None
-        with contextlib.suppress(OmniFarmError):
-            spec = dict(load_concepts(url)).get(name)
-        if isinstance(spec, ConceptSpec):
-            digests |= {image.digest for image in spec.images}
-        else:
-            untraced.append(url)
-    return digests, tuple(untraced)
+    return ErasureReport(versions=versions, jobs=len(records), objects=len(set(keys)))

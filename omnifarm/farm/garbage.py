@@ -61,7 +61,7 @@ def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageR
         for entry in wrong:
             queue.records.mend(entry)
         for key in [*old, *orphans]:
-            store.delete(key)
+            store.erase(key)
     return GarbageReport(
         mended=tuple(unfiled),
         entries=tuple(entry.key for entry in wrong),

@@ -156,6 +156,9 @@ class JobRecord:
     """Where it failed, for a person to read."""
     artifact: str | None = None
     """Key of the committed artifact; exactly committed jobs have one."""
+    pictures: tuple[str, ...] = ()
+    """First 16 digits of the digests of pictures that show the concept: by these is found, and deleted, what was prepared
+    from them."""
     created_at_s: float
     """When it was submitted."""
     updated_at_s: float
@@ -216,6 +219,7 @@ class JobRecord:
             job_id = values.pop("job_id")
             values["identity"] = JobIdentity(**values["identity"])
             values["state"] = JobState(values["state"])
+            values["pictures"] = tuple(values.get("pictures", ()))
             values["lease"] = None if values["lease"] is None else Lease(**values["lease"])
             record = cls(**values)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -71,6 +71,7 @@ class JobQueue:
         num_steps: int,
         submission: str = "default",
         priority: int = 5,
+        pictures: Iterable[str] = (),
         error: str | None = None,
     ) -> JobRecord:
         """Create a job, or return the one that exists under the same identity, whatever its state.
@@ -84,6 +85,7 @@ class JobQueue:
             num_steps: Steps of the training.
             submission: Which request asks for it; requests of one priority share workers evenly.
             priority: From 0 to 9, higher first.
+            pictures: Digests of the pictures that show the concept.
             error: Why the job cannot be tried at all (bad data): its record then starts as failed.
         """
         now_s = self._clock.now_s()
@@ -96,6 +98,7 @@ class JobQueue:
             priority=priority,
             state=JobState.QUEUED if error is None else JobState.FAILED,
             error=error,
+            pictures=tuple(digest[:16] for digest in pictures),
             created_at_s=now_s,
             updated_at_s=now_s,
         )

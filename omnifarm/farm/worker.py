@@ -338,7 +338,7 @@ class Worker:
         self._metrics.count("omnifarm_attempts_failed_total")
         try:
             self._queue.fail(record, reason=reason, retryable=retryable, traceback=trace)
-        except LeaseLostError as error:
+        except (LeaseLostError, NotFoundError) as error:
             event(_logger, "late_failure_discarded", concept=record.name, worker=self._id, reason=str(error))
 
 

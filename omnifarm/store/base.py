@@ -97,6 +97,14 @@ class Store(Protocol):
         """Remove an object; safe to repeat, an absent object is no error."""
         ...
 
+    def erasable(self, prefix: str) -> Iterator[str]:
+        """Yield keys for which `erase` has something to do: objects, and deleted ones of which older versions are kept.
+
+        Args:
+            prefix: Plain text, need not end at a slash.
+        """
+        ...
+
     def erase(self, key: str) -> None:
         """Remove an object and every older version of it that the store keeps; safe to repeat."""
         ...

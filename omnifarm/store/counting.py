@@ -66,6 +66,11 @@ class CountingStore:
         self._count("delete", key)
         self._store.delete(key)
 
+    def erasable(self, prefix: str) -> Iterator[str]:
+        """See `Store.erasable`."""
+        self._count("list", prefix)
+        return self._store.erasable(prefix)
+
     def erase(self, key: str) -> None:
         """See `Store.erase`."""
         self._count("erase", key)

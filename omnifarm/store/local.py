@@ -89,6 +89,10 @@ class LocalStore:
             path.unlink()
             self._sync_folder(path.parent)
 
+    def erasable(self, prefix: str) -> Iterator[str]:
+        """See `Store.erasable`; there are no older versions here."""
+        return self.list(prefix)
+
     def erase(self, key: str) -> None:
         """See `Store.erase`; there are no older versions here."""
         self.delete(key)

@@ -72,6 +72,10 @@ class MemoryStore:
             if self._objects.pop(key, None) is not None:
                 self._keys.remove(key)
 
+    def erasable(self, prefix: str) -> Iterator[str]:
+        """See `Store.erasable`; there are no older versions here."""
+        return self.list(prefix)
+
     def erase(self, key: str) -> None:
         """See `Store.erase`; there are no older versions here."""
         self.delete(key)

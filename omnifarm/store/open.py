@@ -1,10 +1,15 @@
-"""From a URL to a store: `memory:`, a local path or `file:///path`, `s3://bucket/prefix`."""
+"""From a URL to a store: `memory:`, a local path or `file:///path`, `s3://bucket/prefix`.
 
+`OMNIFARM_CACHE` names a folder for copies of what is read from S3, `OMNIFARM_CACHE_GB` (default 10) its size.
+"""
+
+import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from omnifarm.errors import ConfigError
 from omnifarm.store.base import Store
+from omnifarm.store.cache import CachedStore, RevalidatingStore
 from omnifarm.store.local import LocalStore
 from omnifarm.store.memory import MemoryStore
 
@@ -35,8 +40,23 @@ def open_store(url: str) -> Store:
         from omnifarm.store.s3 import S3Store
 
         bucket, _, prefix = rest[2:].partition("/")
-        return S3Store(bucket, prefix=prefix)
+        return _with_cache(S3Store(bucket, prefix=prefix))
     raise ConfigError(f"no store speaks {_without_secret(url)!r}: {_FORMS}")
+
+
+def _with_cache(store: RevalidatingStore) -> Store:
+    """Return a distant store, with copies on this machine if its environment says where."""
+    folder = os.environ.get("OMNIFARM_CACHE")
+    if not folder:
+        return store
+    text = os.environ.get("OMNIFARM_CACHE_GB", "10")
+    try:
+        max_bytes = int(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        max_bytes = 0
+    if max_bytes <= 0:
+        raise ConfigError(f"OMNIFARM_CACHE_GB is the size of the cache in GB, above 0; found {text[:40]!r}")
+    return CachedStore(store, Path(folder).expanduser().absolute(), max_bytes=max_bytes)
 
 
 def _file_path(url: str) -> Path:

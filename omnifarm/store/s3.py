@@ -35,6 +35,7 @@ from omnifarm.store.base import (
     has_changed,
     not_found,
 )
+from omnifarm.store.multipart import PART_BYTES, put_in_parts
 
 _DIGEST = "omnifarm-sha256"
 _MARK = "omnifarm-write"
@@ -45,7 +46,8 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 _RETRIED_CODES = frozenset(
     {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling", "ThrottlingException"}
 )
-_KEY_CODES = frozenset({"NoSuchKey", "404", "NotFound"})
+# An upload in parts is gone once it is made: a repeated last request finds none.
+_KEY_CODES = frozenset({"NoSuchKey", "404", "NotFound", "NoSuchUpload"})
 _ADVICE = {
     "InvalidAccessKeyId": "the access key is unknown there: check AWS_ACCESS_KEY_ID and the endpoint",
     "SignatureDoesNotMatch": "the secret key does not belong to the access key: check AWS_SECRET_ACCESS_KEY",
@@ -53,7 +55,8 @@ _ADVICE = {
     "InvalidToken": "the session token is not valid: check AWS_SESSION_TOKEN or unset it",
     "RequestTimeTooSkewed": "this machine's clock is wrong by many minutes: set it by NTP",
     "NoSuchBucket": "there is no such bucket: create it, or correct the URL or the endpoint",
-    "AccessDenied": "these credentials may not do that: allow s3:GetObject, PutObject, DeleteObject and ListBucket",
+    "AccessDenied": "these credentials may not do that: allow s3:GetObject, PutObject, DeleteObject and ListBucket, "
+    "and for deleting for good ListBucketVersions and DeleteObjectVersion",
     "PermanentRedirect": "the bucket lies in another region: set AWS_REGION",
     "AuthorizationHeaderMalformed": "the bucket lies in another region: set AWS_REGION",
 }
@@ -106,36 +109,52 @@ class S3Store:
         check_key(key)
         check_conditions(if_none_match=if_none_match, if_match=if_match)
         mark = secrets.token_hex(8)
-        wish: dict[str, Any] = {}
+        place = {"Bucket": self._bucket, "Key": self._prefix + key}
+        metadata = {_DIGEST: hashlib.sha256(data).hexdigest(), _MARK: mark}
+        condition: dict[str, str] = {}
         if if_none_match:
-            wish["IfNoneMatch"] = "*"
+            condition["IfNoneMatch"] = "*"
         if if_match is not None:
-            wish["IfMatch"] = if_match
+            condition["IfMatch"] = if_match
 
-        def write() -> str:
-            answer = self._client.put_object(
-                Bucket=self._bucket,
-                Key=self._prefix + key,
-                Body=data,
-                Metadata={_DIGEST: hashlib.sha256(data).hexdigest(), _MARK: mark},
-                **wish,
-            )
-            return str(answer["ETag"])
+        def attempt(call: Callable[[], Any]) -> Any:
+            return self._try(call, key)
 
         try:
-            return self._try(write, key)
+            if len(data) > PART_BYTES:
+                return put_in_parts(
+                    self._client, attempt, place=place, data=data, metadata=metadata, condition=condition
+                )
+            answer = attempt(lambda: self._client.put_object(**place, Body=data, Metadata=metadata, **condition))
+            return str(answer["ETag"])
         except (PreconditionError, NotFoundError):
             won = self._written_by(key, mark)
             if won is not None:
                 return won
+            if not condition:
+                raise
             raise (already_exists if if_none_match else has_changed)(self.url, key) from None
 
     def get(self, key: str) -> Object:
         """See `Store.get`; objects written by other tools carry no digest and are taken as they are."""
+        found = self._get(key, {})
+        assert found is not None
+        return found
+
+    def get_unless(self, key: str, etag: str) -> Object | None:
+        """Return an object as `get` does, or None while its version is still `etag`; one request either way."""
+        return self._get(key, {"IfNoneMatch": etag})
+
+    def _get(self, key: str, condition: Mapping[str, str]) -> Object | None:
         check_key(key)
 
-        def read() -> Object:
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+        def read() -> Object | None:
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **condition)
+            except botocore.exceptions.ClientError as error:
+                if condition and _facts(error)[0] == 304:
+                    return None
+                raise
             with answer["Body"] as body:
                 data = body.read()
             expected = answer["Metadata"].get(_DIGEST)
@@ -188,19 +207,42 @@ class S3Store:
         except NotFoundError:
             return
 
+    def erasable(self, prefix: str) -> Iterator[str]:
+        """See `Store.erasable`; a plain listing and one of versions, since a store may list none where it keeps none."""
+        check_prefix(prefix)
+        seen = set(self.list(prefix))
+        yield from sorted(seen)
+        for key, _ in self._versions(prefix):
+            if key not in seen:
+                seen.add(key)
+                yield key
+
     def erase(self, key: str) -> None:
         """See `Store.erase`; in a versioned bucket a plain delete only hides the object behind a marker."""
         check_key(key)
-        whole = self._prefix + key
-        answer: Any = self._try(
-            lambda: self._client.list_object_versions(Bucket=self._bucket, Prefix=whole, MaxKeys=1000), key
-        )
-        for entry in [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]:
-            if entry["Key"] == whole:
-                self._delete_version(key, entry["VersionId"])
-        self.delete(key)
-        if answer.get("IsTruncated"):
-            self.erase(key)
+        for found, version in self._versions(key):
+            if found != key:
+                break  # the listing is in order: no key that begins with this one comes before it
+            self._delete_version(key, version)
+        with contextlib.suppress(NotFoundError):
+            self.head(key)  # a store may list no versions of a bucket that keeps none
+            self.delete(key)
+
+    def _versions(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Yield key and version of everything kept under a prefix, markers of deletion included, keys in order."""
+        wish = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+
+        def look() -> Any:
+            return self._client.list_object_versions(**wish)
+
+        while True:
+            answer = self._try(look, prefix)
+            entries = [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]
+            for entry in sorted(entries, key=lambda entry: str(entry["Key"])):
+                yield entry["Key"][len(self._prefix) :], entry["VersionId"]
+            if not answer.get("IsTruncated"):
+                return
+            wish.update(KeyMarker=answer["NextKeyMarker"], VersionIdMarker=answer["NextVersionIdMarker"])
 
     def _delete_version(self, key: str, version: str) -> None:
         with contextlib.suppress(NotFoundError):

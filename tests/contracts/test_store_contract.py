@@ -1,4 +1,4 @@
-"""One suite for every store: memory, a folder, and S3 served by a real SeaweedFS."""
+"""One suite for every store: memory, a folder, and S3 served by a real SeaweedFS, also with copies on this machine."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 from omnifarm.cli.local_seaweedfs import LocalSeaweedFS
 from omnifarm.errors import AccessError, NotFoundError, PreconditionError, StoreError
-from omnifarm.store.base import Store
+from omnifarm.store.base import Object, Store
 from omnifarm.store.local import LocalStore
 from omnifarm.store.memory import MemoryStore
+from omnifarm.store.multipart import PART_BYTES
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
 
 _numbers = itertools.count()
-IMPLEMENTATIONS = ["memory", "local", pytest.param("s3", marks=pytest.mark.s3)]
+IMPLEMENTATIONS = ["memory", "local", *(pytest.param(name, marks=pytest.mark.s3) for name in ("s3", "cached s3"))]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)
@@ -31,6 +32,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         server: LocalSeaweedFS = request.getfixturevalue("seaweedfs")
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
+        if request.param == "cached s3":
+            monkeypatch.setenv("OMNIFARM_CACHE", str(tmp_path / "cache"))
         yield open_store(f"s3://{server.bucket}/contract-{next(_numbers)}")
 
 
@@ -57,7 +60,24 @@ def test_an_empty_object_is_an_object(store: Store) -> None:
 def test_a_large_object_survives(store: Store) -> None:
     data = bytes(range(256)) * 40_000
     store.put("large", data)
-    assert store.get("large").data == data
+    assert [store.get("large").data == data for _ in range(2)] == [True, True]
+
+
+def test_a_very_large_object_keeps_every_promise_of_a_small_one(store: Store) -> None:
+    first, second = (letter * (2 * PART_BYTES + 1) for letter in (b"a", b"b"))
+    etag = store.put("huge", first, if_none_match=True)
+    with pytest.raises(PreconditionError, match="already exists"):
+        store.put("huge", second, if_none_match=True)
+    assert store.get("huge") == Object(first, etag)
+    new = store.put("huge", second, if_match=etag)
+    with pytest.raises(PreconditionError, match="not the version"):
+        store.put("huge", first, if_match=etag)
+    assert store.get("huge") == Object(second, new)
+    assert store.head("huge").size_bytes == len(second)
+    store.erase("huge")
+    with pytest.raises(PreconditionError):
+        store.put("huge", first, if_match=new)
+    assert list(store.list()) == []
 
 
 def test_head_tells_size_and_etag_without_the_bytes(store: Store) -> None:
@@ -170,6 +190,15 @@ def test_a_listing_holds_every_key_in_order_past_a_thousand(store: Store) -> Non
     assert len(list(store.list())) == 1_106
 
 
+def test_whatever_is_there_can_be_erased(store: Store) -> None:
+    for key in ("a/1", "a/2", "ab/3", "b"):
+        store.put(key, b"x")
+    assert sorted(store.erasable("a")) == ["a/1", "a/2", "ab/3"]
+    for key in store.erasable("a/"):
+        store.erase(key)
+    assert list(store.list()) == ["ab/3", "b"]
+
+
 def test_a_prefix_is_text_and_need_not_end_at_a_slash(store: Store) -> None:
     for key in ("jobs/a1", "jobs/a2/x", "jobs/b", "jobs2/a"):
         store.put(key, b"")
@@ -278,3 +307,50 @@ def test_bytes_that_changed_behind_our_back_are_not_returned(
     client.close()
     with pytest.raises(StoreError, match="does not match its SHA-256"):
         open_store(f"s3://{seaweedfs.bucket}/torn").get("k")
+
+
+@pytest.mark.s3
+def test_a_refused_object_leaves_no_parts_behind(seaweedfs: LocalSeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+
+    for name, value in seaweedfs.environment().items():
+        monkeypatch.setenv(name, value)
+    store = open_store(f"s3://{seaweedfs.bucket}/parts")
+    store.put("k", b"small")
+    with pytest.raises(PreconditionError):
+        store.put("k", bytes(PART_BYTES + 1), if_none_match=True)
+    client = boto3.client("s3")
+    assert client.list_multipart_uploads(Bucket=seaweedfs.bucket).get("Uploads", []) == []
+    client.close()
+    assert store.get("k").data == b"small"
+
+
+@pytest.mark.s3
+def test_erasing_leaves_no_older_version_in_a_bucket_that_keeps_them(
+    seaweedfs: LocalSeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+
+    for name, value in seaweedfs.environment().items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="versioned")
+    client.put_bucket_versioning(Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
+    store = open_store("s3://versioned/farm")
+    for text in (b"one", b"two"):
+        store.put("face", text)
+        store.put("face2", text)
+    store.delete("face2")
+
+    def kept(key: str) -> int:
+        answer = client.list_object_versions(Bucket="versioned", Prefix=f"farm/{key}")
+        entries = [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]
+        return sum(entry["Key"] == f"farm/{key}" for entry in entries)
+
+    assert kept("face2") == 3, "a plain delete only hides it"
+    assert (list(store.list("fa")), sorted(store.erasable("fa"))) == (["face"], ["face", "face2"])
+    store.erase("face")
+    assert (kept("face"), kept("face2")) == (0, 3)
+    store.erase("face2")
+    assert kept("face2") == 0
+    client.close()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.cli.local_seaweedfs import LocalSeaweedFS
 from omnifarm.clock import ManualClock
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import NotFoundError
@@ -16,7 +17,9 @@ from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import checkpoint_key
 from omnifarm.farm.submission import inspect_backbone, submit_concepts
 from omnifarm.farm.worker import Worker
+from omnifarm.store.base import Store
 from omnifarm.store.memory import MemoryStore
+from omnifarm.store.open import open_store
 from omnifarm.training.workbench import Workbench
 from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE, write_concepts
 
@@ -34,9 +37,9 @@ def loaded() -> LoadedBackbone:
 class Farm:
     """A farm in memory that learns for real."""
 
-    def __init__(self, folder: Path, loaded: LoadedBackbone) -> None:
+    def __init__(self, folder: Path, loaded: LoadedBackbone, store: Store | None = None) -> None:
         self.folder, self.loaded = folder, loaded
-        self.store, self.clock = MemoryStore(), ManualClock()
+        self.store, self.clock = store or MemoryStore(), ManualClock()
         self.queue = JobQueue(self.store, clock=self.clock)
         self.repository = ConceptRepository(self.store)
 
@@ -60,7 +63,7 @@ def test_a_deleted_concept_leaves_nothing_and_its_neighbour_everything(farm: Far
     before = set(farm.store.list())
     report = erase_concept("ada", store=farm.store, queue=farm.queue)
     left = set(farm.store.list())
-    assert (report.versions, report.jobs, report.untraced) == (1, 1, ())
+    assert (report.versions, report.jobs) == (1, 1)
     assert report.objects == len(before - left)
     assert not [key for key in left if "/ada/" in key or jobs["ada"] in key]
     assert farm.repository.latest("bob").version == jobs["bob"]
@@ -70,11 +73,47 @@ def test_a_deleted_concept_leaves_nothing_and_its_neighbour_everything(farm: Far
     assert farm.repository.latest("ada").version == jobs["ada"]
 
 
-def test_photographs_that_are_gone_are_named(farm: Farm, tmp_path: Path) -> None:
-    farm.folder = write_concepts(tmp_path / "moved", ["eve"])
+def test_prepared_pictures_go_also_when_the_photographs_went_first(farm: Farm, tmp_path: Path) -> None:
+    farm.folder = write_concepts(tmp_path / "concepts", ["eve"])
     farm.learn()
+    assert len(list(farm.store.list("prepared/"))) == 2
     farm.folder.rename(tmp_path / "away")
-    assert erase_concept("eve", store=farm.store, queue=farm.queue).untraced == (str(tmp_path / "moved"),)
+    erase_concept("eve", store=farm.store, queue=farm.queue)
+    assert list(farm.store.list()) == []
+
+
+@pytest.mark.s3
+def test_a_bucket_that_keeps_versions_keeps_none_of_a_deleted_concept(
+    folder: Path, loaded: LoadedBackbone, seaweedfs: LocalSeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import boto3
+
+    for name, value in seaweedfs.environment().items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="remembers")
+    client.put_bucket_versioning(Bucket="remembers", VersioningConfiguration={"Status": "Enabled"})
+
+    def kept(text: str) -> list[str]:
+        answer = client.list_object_versions(Bucket="remembers")
+        entries = [*answer.get("Versions", ()), *answer.get("DeleteMarkers", ())]
+        assert not answer["IsTruncated"]
+        # The index's old entries are empty objects named by digests.
+        return [entry["Key"] for entry in entries if text in entry["Key"] and "/queue/" not in entry["Key"]]
+
+    farm = Farm(folder, loaded, open_store("s3://remembers/farm"))
+    farm.store.put(checkpoint_key(farm.learn()["ada"]), b"soft tokens of a face")
+    jobs = farm.learn()
+    farm.store.delete(checkpoint_key(jobs["ada"]))  # as a commit does
+    farm.repository.roll_back("ada", jobs["ada"])
+    assert kept(f"checkpoints/{jobs['ada']}")
+    assert len(kept("prepared/")) == 4
+    before = len(kept(jobs["bob"]))
+    erase_concept("ada", store=farm.store, queue=farm.queue)
+    assert kept("/ada/") + kept(jobs["ada"]) == []
+    assert len(kept("prepared/")) == 2, "bob's two photographs"
+    assert len(kept(jobs["bob"])) == before
+    client.close()
 
 
 def test_a_rollback_holds_until_the_concept_is_learned_anew(farm: Farm) -> None:

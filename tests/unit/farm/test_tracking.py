@@ -84,7 +84,9 @@ def test_a_tracker_that_is_not_there_is_named_before_anything_runs(monkeypatch: 
         assert tracker is None
 
 
-def test_a_slow_or_failing_tracker_holds_up_nobody_and_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_slow_or_failing_tracker_holds_up_nobody_and_tells_no_secret(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     may_answer = threading.Event()
 
     class Angry(Notebook):
@@ -97,7 +99,7 @@ def test_a_slow_or_failing_tracker_holds_up_nobody_and_tells_no_secret(caplog: p
     angry = Angry()
     background = Background(lambda: angry)
     caplog.set_level(logging.WARNING, logger="omnifarm")
-    logging.getLogger("omnifarm").propagate = True
+    monkeypatch.setattr(logging.getLogger("omnifarm"), "propagate", True)
     background.begin("a", name="ada", settings={})
     for step in range(4):
         background.log("a", step=step, values={"total": 1.0})  # nobody answers yet, and it returns

@@ -18,7 +18,7 @@ def start(folder: Path, *arguments: str, **environment: str) -> "subprocess.Comp
     programs = folder / "bin"
     programs.mkdir()
     ray = programs / "ray"
-    ray.write_text('#!/bin/sh\necho "ray $* mode=$RAY_AUTH_MODE"\n')
+    ray.write_text('#!/bin/sh\necho "ray $* mode=$RAY_AUTH_MODE loopback=$RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"\n')
     ray.chmod(0o755)
     own = {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(folder), "TMPDIR": str(folder), **environment}
     return subprocess.run([str(SCRIPT), *arguments], env=own, capture_output=True, text=True, check=False)
@@ -45,14 +45,16 @@ def test_a_node_with_a_token_starts_with_authentication_on(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [
         "ray", "start", "--block", "--disable-usage-stats", "--node-ip-address=10.0.0.2", "--address=10.0.0.1:6379",
-        "--num-gpus=1", "mode=token",
+        "--num-gpus=1", "mode=token", "loopback=",
     ]  # fmt: skip
 
 
-def test_loopback_needs_no_token(tmp_path: Path) -> None:
+def test_loopback_needs_no_token_and_stays_loopback(tmp_path: Path) -> None:
     done = start(tmp_path, "head", "127.0.0.1")
     assert done.returncode == 0
     assert "--dashboard-host=127.0.0.1" in done.stdout
+    # Without it Ray listens on the machine's public address, whatever address it was given.
+    assert "loopback=0" in done.stdout
 
 
 @pytest.mark.parametrize(

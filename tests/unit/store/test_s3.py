@@ -9,6 +9,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 
 from omnifarm.clock import ManualClock
 from omnifarm.errors import AccessError, NotFoundError, PreconditionError, StoreError
+from omnifarm.store.multipart import PART_BYTES
 from omnifarm.store.s3 import S3Store, is_transient, translate
 
 
@@ -25,15 +26,48 @@ class FakeBucket:
         self.objects: dict[str, tuple[bytes, dict[str, str], str]] = {}
         self.calls = 0
         self.script: list[tuple[Exception, bool]] = []
+        self.uploads: dict[str, tuple[dict[str, str], dict[int, bytes]]] = {}
 
     def fail_next(self, *errors: Exception, after_writing: bool = False) -> None:
         self.script += [(error, after_writing) for error in errors]
 
-    def put_object(self, *, Key: str, Body: bytes, Metadata: dict[str, str], **wish: str) -> dict[str, str]:
+    def _begin(self) -> tuple[Exception, bool] | None:
         self.calls += 1
         failure = self.script.pop(0) if self.script else None
         if failure and not failure[1]:
             raise failure[0]
+        return failure
+
+    def create_multipart_upload(self, *, Metadata: dict[str, str], **_: str) -> dict[str, str]:
+        self._begin()
+        self.uploads[str(self.calls)] = (Metadata, {})
+        return {"UploadId": str(self.calls)}
+
+    def upload_part(self, *, UploadId: str, PartNumber: int, Body: bytes, **_: str) -> dict[str, str]:
+        self._begin()
+        self.uploads[UploadId][1][PartNumber] = Body
+        return {"ETag": f"part {PartNumber}"}
+
+    def complete_multipart_upload(
+        self, *, Key: str, UploadId: str, MultipartUpload: dict[str, list[dict[str, Any]]], **wish: str
+    ) -> dict[str, str]:
+        if UploadId not in self.uploads:
+            raise client_error(404, "NoSuchUpload")
+        metadata, parts = self.uploads[UploadId]
+        numbers = [part["PartNumber"] for part in MultipartUpload["Parts"]]
+        assert [part["ETag"] for part in MultipartUpload["Parts"]] == [f"part {number}" for number in numbers]
+        try:
+            return self.put_object(Key=Key, Body=b"".join(parts[n] for n in numbers), Metadata=metadata, **wish)
+        finally:
+            if self.objects.get(Key, (b"", {}))[1] == metadata:
+                del self.uploads[UploadId]
+
+    def abort_multipart_upload(self, *, UploadId: str, **_: str) -> None:
+        if self.uploads.pop(UploadId, None) is None:
+            raise client_error(404, "NoSuchUpload")
+
+    def put_object(self, *, Key: str, Body: bytes, Metadata: dict[str, str], **wish: str) -> dict[str, str]:
+        failure = self._begin()
         old = self.objects.get(Key)
         if ("IfNoneMatch" in wish and old) or ("IfMatch" in wish and (old is None or old[2] != wish["IfMatch"])):
             raise client_error(412, "PreconditionFailed")
@@ -104,6 +138,62 @@ def test_equal_bytes_of_another_writer_are_still_another_writer(store: S3Store, 
         store.put("k", b"same", if_none_match=True)
 
 
+LARGE = bytes(range(251)) * (2 * PART_BYTES // 251 + 1)
+
+
+def test_a_large_object_goes_up_in_parts_each_repeated_by_itself(store: S3Store, bucket: FakeBucket) -> None:
+    bucket.fail_next(TIMEOUT, client_error(503, "SlowDown"), client_error(500, "InternalError"))
+    etag = store.put("k", LARGE)
+    assert store.get("k").data == LARGE
+    assert store.get("k").etag == etag
+    assert bucket.calls == 1 + 3 + 1 + 3, "begin, three parts, end, three repetitions"
+    assert bucket.uploads == {}
+
+
+@pytest.mark.parametrize("condition", [{}, {"if_none_match": True}])
+def test_a_large_object_whose_last_answer_was_lost_is_known_to_be_there(
+    store: S3Store, bucket: FakeBucket, condition: dict[str, bool]
+) -> None:
+    store._client = EndLost(bucket)
+    etag = store.put("k", LARGE, **condition)  # type: ignore[arg-type]
+    assert store.get("k").etag == etag
+
+
+class EndLost:
+    """A bucket whose first end of an upload is done and not answered."""
+
+    def __init__(self, bucket: FakeBucket) -> None:
+        self._bucket = bucket
+        self._is_lost = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bucket, name)
+
+    def complete_multipart_upload(self, **values: Any) -> dict[str, str]:
+        answer = self._bucket.complete_multipart_upload(**values)
+        if not self._is_lost:
+            self._is_lost = True
+            raise TIMEOUT
+        return answer
+
+
+def test_an_upload_that_fails_for_good_is_given_up_whole(store: S3Store, bucket: FakeBucket) -> None:
+    store.put("k", b"old")
+    with pytest.raises(PreconditionError, match="already exists"):
+        store.put("k", LARGE, if_none_match=True)
+    assert (bucket.uploads, store.get("k").data) == ({}, b"old")
+
+
+def test_an_upload_that_somebody_ended_is_an_error(store: S3Store, bucket: FakeBucket) -> None:
+    class Swept(EndLost):
+        def complete_multipart_upload(self, **values: Any) -> dict[str, str]:
+            raise client_error(404, "NoSuchUpload")
+
+    store._client = Swept(bucket)
+    with pytest.raises(StoreError):
+        store.put("k", LARGE)
+
+
 def test_missing_credentials_are_not_retried(store: S3Store, bucket: FakeBucket) -> None:
     bucket.fail_next(NoCredentialsError())
     with pytest.raises(AccessError, match="AWS_ACCESS_KEY_ID"):
@@ -150,3 +240,40 @@ def test_no_secret_travels_in_the_chain_of_a_network_error(store: S3Store, bucke
         store.put("k", b"")
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+class VersionedBucket:
+    """A bucket that keeps versions and lists them two a page."""
+
+    def __init__(self, versions: list[tuple[str, str]]) -> None:
+        self.versions = sorted(versions)
+        self.pages = 0
+
+    def list_object_versions(
+        self, *, Prefix: str, KeyMarker: str = "", VersionIdMarker: str = "", **_: str
+    ) -> dict[str, Any]:
+        self.pages += 1
+        assert self.pages < 20, "it asks for ever"
+        behind = [one for one in self.versions if one[0].startswith(Prefix) and one > (KeyMarker, VersionIdMarker)]
+        page = [{"Key": key, "VersionId": version} for key, version in behind[:2]]
+        answer = {"Versions": page[:1], "DeleteMarkers": page[1:], "IsTruncated": len(behind) > 2}
+        return (
+            answer
+            if len(behind) <= 2
+            else answer | {"NextKeyMarker": page[-1]["Key"], "NextVersionIdMarker": page[-1]["VersionId"]}
+        )
+
+    def head_object(self, **_: str) -> dict[str, Any]:
+        raise client_error(404, "404")
+
+    def delete_object(self, *, Key: str, VersionId: str, **_: str) -> None:
+        self.versions.remove((Key, VersionId))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
+def test_every_version_is_erased_and_no_neighbours(store: S3Store, count: int) -> None:
+    neighbours = [("p/face2", str(number)) for number in range(7)]
+    bucket = VersionedBucket([*neighbours, *(("p/face", str(number)) for number in range(count))])
+    store._client = bucket
+    store.erase("face")
+    assert bucket.versions == neighbours

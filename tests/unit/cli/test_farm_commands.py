@@ -1,0 +1,112 @@
+"""`omnifarm farm`: what a person sees of a queue and what a person may do to it, over a store in a folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from omnifarm.cli.farm import app
+from omnifarm.clock import SystemClock
+from omnifarm.farm.control import FarmControl, Order
+from omnifarm.farm.job import JobIdentity, JobState, pool_of
+from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import checkpoint_key
+from omnifarm.store.local import LocalStore
+
+POOL = pool_of(recipe_digest="r", backbone_fingerprint="b")
+
+
+class Farm:
+    """Four jobs: one committed, one held, one failed, one waiting."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = str(folder)
+        self.store = LocalStore(folder, fsync=False)
+        self.queue = JobQueue(self.store, clock=SystemClock())
+        self.ids = {}
+        for name in ("done", "held", "bad", "waiting"):
+            identity = JobIdentity(spec_digest=name, recipe_digest="r", backbone_fingerprint="b")
+            job = self.queue.submit(name=name, concept_url="u", identity=identity, num_steps=10)
+            self.ids[name] = job.job_id
+            if name == "waiting":
+                continue
+            (record,) = self.queue.lease_next("w", pool=POOL, ttl_s=600)
+            record = self.queue.heartbeat(record, step=4, ttl_s=600)
+            if name == "done":
+                self.queue.complete(record, artifact="artifacts/done/x/")
+            if name == "bad":
+                self.queue.fail(record, reason="[red]no[/] photographs\nat all", retryable=False, traceback="File ...")
+
+    def states(self) -> dict[str, str]:
+        return {record.name: record.state.value for record in self.queue.list()}
+
+    def run(self, *words: str, code: int = 0) -> str:
+        done = CliRunner().invoke(app, [*words, "--store", self.url])
+        assert done.exit_code == code, (done.output, done.exception)
+        return done.stdout
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Farm:
+    return Farm(tmp_path / "store")
+
+
+def test_status_lists_every_job_with_its_state_step_and_reason(farm: Farm) -> None:
+    records = {one["name"]: one for one in json.loads(farm.run("status", "--json"))}
+    assert {name: one["state"] for name, one in records.items()} == {
+        "done": "committed", "held": "running", "bad": "failed", "waiting": "queued",
+    }  # fmt: skip
+    assert (records["held"]["step"], records["bad"]["traceback"]) == (4, "File ...")
+    table = farm.run("status")
+    assert "4/10" in table
+    assert "[red]no[/] photographs" in table, "a reason is text, not markup"
+    assert "at all" not in table, "the first line says enough"
+
+
+def test_watch_ends_with_the_jobs_and_counts_them(farm: Farm) -> None:
+    farm.queue.cancel(farm.ids["held"])
+    farm.queue.cancel(farm.ids["waiting"])
+    (line,) = farm.run("watch", "--json").splitlines()
+    seen = json.loads(line)
+    assert (seen["jobs"], seen["finished"], seen["failed"], seen["ready"], seen["held"]) == (4, 4, 1, 0, 0)
+
+
+def test_a_person_may_retry_and_cancel_by_name_by_id_or_all(farm: Farm) -> None:
+    farm.run("retry", "bad", "done")
+    assert farm.states()["bad"] == "queued"
+    assert farm.states()["done"] == "committed", "what is learned stays"
+    farm.run("cancel", farm.ids["bad"])
+    assert farm.states()["bad"] == "cancelled"
+    farm.run("cancel", "--all")
+    assert set(farm.states().values()) == {"committed", "cancelled"}
+    farm.run("retry", "--all")
+    assert set(farm.states().values()) == {"committed", "queued"}
+
+
+@pytest.mark.parametrize("words", [["cancel"], ["cancel", "done", "--all"], ["retry", "nobody"]])
+def test_an_order_that_means_nobody_changes_nothing(farm: Farm, words: list[str]) -> None:
+    before = farm.states()
+    farm.run(*words, code=1)
+    assert farm.states() == before
+
+
+def test_a_drain_stands_until_it_is_taken_back(farm: Farm) -> None:
+    control = FarmControl(farm.store)
+    farm.run("drain")
+    assert control.present() is Order.DRAIN
+    farm.run("drain", "--now")
+    assert control.present() is Order.STOP
+    farm.run("drain", "--resume")
+    assert control.present() is Order.WORK
+
+
+def test_garbage_is_named_before_it_is_removed(farm: Farm) -> None:
+    old, present = checkpoint_key(farm.ids["done"]), checkpoint_key(farm.ids["held"])
+    for key in (old, present):
+        farm.store.put(key, b"tokens")
+    assert json.loads(farm.run("gc", "--dry-run", "--json"))["checkpoints"] == [old]
+    assert farm.store.get(old).data == b"tokens"
+    farm.run("gc")
+    assert list(farm.store.list("checkpoints/")) == [present]
+    assert farm.queue.get(farm.ids["held"]).state is JobState.RUNNING
