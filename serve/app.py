@@ -31,6 +31,8 @@ _LOG = logging.getLogger("omnifarm.serve")
     health_check_period_s=5,
     health_check_timeout_s=30,
     graceful_shutdown_timeout_s=120,
+    # A new version starts beside the old one, which goes when it has drained: nobody finds no replica.
+    max_surge_percent=100,
     ray_actor_options={"num_cpus": 1},
 )
 @serve.ingress()

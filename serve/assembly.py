@@ -5,6 +5,7 @@ import json
 import httpx
 import torch
 
+from omnifarm.allocator import keep_freed_memory
 from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.weights import load_backbone
 from omnifarm.clock import SystemClock
@@ -36,6 +37,7 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None, repli
     Raises:
         OmniFarmError: The backbone or the store cannot be used; the replica does not start.
     """
+    keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     clock, metrics = SystemClock(), Metrics()

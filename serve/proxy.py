@@ -2,9 +2,9 @@
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy:middlewares
 
-A request whose replica dies, or that finds no replica or too long a queue, is answered by the proxy: with plain text, and
-with 500 where trying again would help. Here such answers become 503 with Retry-After and an error body; answers of the
-application pass through untouched.
+A request that finds no replica or too long a queue is answered by the proxy with plain text; one whose replica dies before it
+has begun to answer is not answered at all, which the HTTP server turns into a bare 500. Trying again helps in all these cases,
+so here they become 503 with Retry-After and an error body; answers of the application pass through untouched.
 """
 
 import json
@@ -40,11 +40,12 @@ class ProxyAnswers:
         if scope["type"] != "http" or scope["path"].startswith("/-/"):
             await self._app(scope, receive, send)
             return
-        is_replaced = False
+        has_begun = is_replaced = False
 
         async def reshaping_send(message: Message) -> None:
-            nonlocal is_replaced
+            nonlocal has_begun, is_replaced
             if message["type"] == "http.response.start":
+                has_begun = True
                 names = {name.lower() for name, _ in message.get("headers", [])}
                 is_replaced = message["status"] >= 500 and REPLICA_HEADER not in names
                 if is_replaced:
@@ -53,6 +54,9 @@ class ProxyAnswers:
                 await send(message)
 
         await self._app(scope, receive, reshaping_send)
+        if not has_begun:
+            # Nobody listens any more where it was the client that left.
+            await _refuse(send)
 
 
 async def _refuse(send: Send) -> None:

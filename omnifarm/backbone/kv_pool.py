@@ -148,6 +148,12 @@ class PoolStore:
     def update(self, layer: int, key_NGd: Tensor, value_NGd: Tensor) -> tuple[Tensor, Tensor]:
         """Write the new rows; return the whole table of the layer."""
         keys, values = self._pool.keys[layer], self._pool.values[layer]
-        keys.index_copy_(0, self._rows, key_NGd)
-        values.index_copy_(0, self._rows, value_NGd)
+        for table, new in ((keys, key_NGd), (values, value_NGd)):
+            _words(table).index_copy_(0, self._rows, _words(new))
         return keys, values
+
+
+def _words(rows_RGd: Tensor) -> Tensor:
+    """Return rows as numbers of eight bytes where they are whole ones: copying goes number by number."""
+    flat = rows_RGd.flatten(1)
+    return flat.view(torch.int64) if flat.shape[1] * flat.element_size() % 8 == 0 else flat

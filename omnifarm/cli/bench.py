@@ -194,16 +194,18 @@ def show(report: dict[str, Any], *, store: str, as_json: bool) -> None:
     if as_json:
         print_json(report)
         return
-    for section, title in SECTIONS:
-        columns = [
-            column
-            for column in columns_of(report, section)
-            if any(cells.get(column["key"], {}).get("value") is not None for cells in report["cells"].values())
-        ]
-        if not columns or section not in ("paper", "world"):
+    for section, title in (one for one in SECTIONS if one[0] in ("paper", "world")):
+        measured = {
+            key for cells in report["cells"].values() for key, cell in cells.items() if cell["value"] is not None
+        }
+        columns = [column for column in columns_of(report, section) if column["key"] in measured]
+        if not columns:
             continue
-        table = Table("measured", *(column["title"] for column in columns), title=f"{report['run']}: {title}")
-        for _, name, cells in rows_of(report, columns):
+        table = Table(title=f"{report['run']}: {title}", box=None, padding=(0, 0, 0, 1))
+        table.add_column("row", no_wrap=True)
+        for column in columns:
+            table.add_column(column["title"], justify="right", min_width=5)
+        for name, _, cells in rows_of(report, columns):
             found = [cells.get(column["key"]) for column in columns]
             table.add_row(name, *("-" if cell is None else cell_text(cell).partition(" [")[0] for cell in found))
         results.print(table)

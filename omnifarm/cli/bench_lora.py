@@ -33,7 +33,7 @@ from omnifarm.concept.prompts import user_text
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.samples import Draws, draw_randomness, templates_of
 from omnifarm.concept.spec import ConceptSpec
-from omnifarm.errors import ServingError, TrainingError
+from omnifarm.errors import ConfigError, ServingError, TrainingError
 from omnifarm.seeding import derive_seed, generator
 from omnifarm.serving.door import Door
 from omnifarm.serving.prompted import Prompted
@@ -66,9 +66,16 @@ def learn_lora(loaded: LoadedBackbone, spec: ConceptSpec, *, recipe: TrainingRec
         metadata seconds of training and the backbone's fingerprint.
 
     Raises:
+        ConfigError: peft is not installed.
         TrainingError: The loss is no number.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ConfigError(
+            "DreamBooth-style needs the package peft, which is not installed: pip install 'omnifarm[bench]', or leave "
+            "dreambooth_style out of --baselines"
+        ) from error
 
     began_s = time.monotonic()
     batches = _Batches(loaded, spec, recipe=recipe)

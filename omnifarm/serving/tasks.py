@@ -148,7 +148,11 @@ class DrawTask:
         self.table_rows = grid_position_ids(work.grid, side=config.max_latent_size, interpolate=config.interpolate_pos)
         """(N,) rows of the latent position table."""
         self._sequences = [self._sequence(branch) for branch in range(len(self._branches))]
-        self._times = schedule(options.num_timesteps, shift=options.timestep_shift)
+        times = schedule(options.num_timesteps, shift=options.timestep_shift)
+        # Plain numbers, worked out once: the scheduler asks for them in every step.
+        self._times: list[float] = times.tolist()
+        self._strides: list[float] = (times[:-1] - times[1:]).tolist()
+        self._scales = [options.scales_at(t) for t in self._times]
         self._index = 0
         self._num_evaluations = 0
         self._known: list[tuple[float, Tensor]] = []
@@ -165,12 +169,12 @@ class DrawTask:
     @property
     def t(self) -> float:
         """Current shifted time."""
-        return float(self._times[self._index])
+        return self._times[self._index]
 
     @property
     def num_branches(self) -> int:
         """Contexts whose velocity the current time needs."""
-        text_scale, img_scale = self.work.options.scales_at(self.t)
+        text_scale, img_scale = self._scales[self._index]
         return 1 if text_scale <= 1 else 3 if img_scale > 1 else 2
 
     @property
@@ -184,9 +188,10 @@ class DrawTask:
 
     def advance(self, velocities: Sequence[Tensor]) -> Latents | None:
         """Take an Euler step from the velocities (N, E) of the branches; return the latents at time 0."""
-        options = self.work.options
-        v_text, v_img = [*velocities[1:], None, None][:2]
-        guided = guide(velocities[0], v_text=v_text, v_img=v_img, options=options, t=self.t)
+        guided, v_text, v_img = [*velocities, None, None][:3]
+        assert guided is not None
+        if v_text is not None:
+            guided = guide(guided, v_text=v_text, v_img=v_img, options=self.work.options)
         self._num_evaluations += len(velocities)
         self._known = [*self._known[-1:], (self.t, guided)]
         self._move(guided)
@@ -201,11 +206,11 @@ class DrawTask:
     def _move(self, velocity: Tensor) -> None:
         t, index = self.t, self._index
         before = self.x
-        self.x = before - velocity * (self._times[index] - self._times[index + 1]).item()
+        self.x = before - velocity * self._strides[index]
         self._index += 1
         if self.work.on_step is not None:
             num_steps = self.work.options.num_timesteps - 1
-            scales = self.work.options.scales_at(t)
+            scales = self._scales[index]
             step = Step(index=index, num_steps=num_steps, t=t, x=before, velocity=velocity, scales=scales)
             aside = self.work.on_step(step)
             if aside is not None:

@@ -100,6 +100,36 @@ def test_a_refusal_says_what_to_do(studio: Studio, somebody: str, opened: Callab
 
 
 @pytest.mark.slow
+def test_what_could_not_be_erased_is_told(
+    studio: Studio, teach: Callable[..., str], opened: Callable[..., Page], pictures: Path
+) -> None:
+    name = teach("object", seed=9, steps=1)
+    page = opened(f"{studio.url}/studio/#/look/{name}")
+    lost: list[str] = []
+
+    def lose_two(route: Route) -> None:
+        """Two requests never reach the server."""
+        if len(lost) < 2:
+            lost.append(route.request.url.rpartition("/")[2])
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route(
+        "**/v1/files/file-*", lambda route: lose_two(route) if route.request.method == "DELETE" else route.continue_()
+    )
+    page.get_by_role("button", name=f"Erase <{name}>…").click()
+    page.get_by_role("dialog").get_by_role("button", name="Erase it").click()
+    expect(page.get_by_text(f"<{name}> is erased, 2 uploads not")).to_be_visible()
+    page.screenshot(path=pictures / "not-erased.png")
+    with studio.http() as client:
+        assert client.get(f"/studio/api/concepts/{name}").status_code == 404
+    assert sorted(lost) == sorted(
+        file.file_id for file in studio.services.spaces.of("").shelf.list() if file.file_id in lost
+    )
+
+
+@pytest.mark.slow
 def test_a_training_that_fails_says_why(
     start: Callable[..., Studio], opened: Callable[..., Page], pictures: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Systems of the benchmark on the miniature: what they learn, and that asking several items at once changes nothing."""
 
 import copy
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from omnifarm.cli.bench_systems import LearnedSystem, PromptedSystem, in_memory
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.soft_tokens import SoftTokenLayout
-from omnifarm.errors import NotFoundError, ServingError
+from omnifarm.errors import ConfigError, NotFoundError, ServingError
 from omnifarm.farm.submission import inspect_backbone
 from omnifarm.miniature.benchmark import BenchmarkSizes
 from omnifarm.store.base import Store
@@ -190,6 +191,14 @@ def test_low_rank_weights_change_drawings_and_leave_the_backbone_alone(
     assert learned_seconds(ROWS["dreambooth_style"], store=lora)[first.name] > 0
     with pytest.raises(ServingError):
         system.answer("Who is it?", None)
+
+
+def test_without_peft_the_row_says_what_to_install(
+    loaded: LoadedBackbone, first: BenchConcept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"omnifarm\[bench\]"):
+        learned("dreambooth_style", [first], loaded, steps=1)
 
 
 @pytest.mark.slow

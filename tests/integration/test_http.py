@@ -4,9 +4,11 @@ import contextlib
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +41,9 @@ class Served:
     url: str
     key: str
     other_key: str
+    config: Path
+    log: Path
+    environment: dict[str, str]
 
     def http(self) -> httpx.Client:
         headers = {"Authorization": f"Bearer {self.key}"}
@@ -106,7 +111,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the server did not start: {log_path.read_text(errors='replace')[-3000:]}")
             time.sleep(0.5)
-        yield Served(url=address, key=keys[0], other_key=keys[1])
+        yield Served(
+            url=address,
+            key=keys[0],
+            other_key=keys[1],
+            config=work / "serve.yaml",
+            log=log_path,
+            environment=environment,
+        )
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             family += family[0].children(recursive=True)
@@ -232,6 +244,45 @@ def test_a_replica_that_is_killed_under_load_costs_nobody_a_wrong_answer(served:
     assert report["passed"], report
     assert report["outcomes"]["of_another_tenant"] == 0
     assert sum(report["hostile_by_status"].values()) > 0
+
+
+def test_an_update_replaces_the_replica_and_no_request_fails(served: Served, tmp_path: Path) -> None:
+    found = re.search(r"(127\.0\.0\.1:\d+)", served.log.read_text().partition("dashboard at")[2])
+    assert found, served.log.read_text()[-2000:]
+    document = yaml.safe_load(served.config.read_text())
+    document["applications"][0]["args"]["max_text_chars"] = 1500
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(document))
+    deploy = [sys.executable, "-m", "ray.serve.scripts", "deploy", str(tmp_path / "serve.yaml")]
+    deploy += ["--address", f"http://{found[1]}"]
+    question = {"messages": [{"role": "user", "content": "Who is <maeve>?"}], "max_tokens": 8}
+    drawing = {**LONG, "num_timesteps": 12}
+    is_over = threading.Event()
+    seen: list[tuple[int, str, str]] = []
+
+    def keep_asking(path: str, body: dict[str, object]) -> None:
+        with served.http() as http:
+            while not is_over.is_set():
+                reply = http.post(path, json=body)
+                seen.append((reply.status_code, reply.headers.get("x-omnifarm-replica", ""), reply.text[:200]))
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [
+            pool.submit(keep_asking, "/v1/chat/completions", question),
+            pool.submit(keep_asking, "/v1/images/generations", drawing),
+        ]
+        try:
+            wait_until(lambda: len(seen) > 4)
+            subprocess.run(deploy, cwd=ROOT, env=served.environment, check=True, capture_output=True)
+            # The last answers come from another replica than the first, and from one alone.
+            wait_until(lambda: {name for _, name, _ in seen[-20:]}.isdisjoint(name for _, name, _ in seen[:4]))
+        finally:
+            is_over.set()
+        for one in asking:
+            one.result()
+    assert {status for status, _, _ in seen} == {200}, [one for one in seen if one[0] != 200][:3]
+    long_text = {"messages": [{"role": "user", "content": "x" * 1600}]}
+    with served.http() as http:
+        assert http.post("/v1/chat/completions", json=long_text).status_code == 422
 
 
 def test_the_log_holds_one_line_for_a_request(served: Served, client: httpx.Client) -> None:

@@ -10,12 +10,12 @@ from omnifarm.bench.report.markdown import SECTIONS, TITLES, columns_of, conditi
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2126; --soft: #5d6670; --line: #dfe3e8; --ours: #eaf2fb; --pub: #f7f3ea; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 2rem auto; max-width: 1280px; padding: 0 1.2rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 2rem auto; max-width: 1320px; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin: 2.2rem 0 .4rem }
 p, li, dl { max-width: 75ch } .soft { color: var(--soft) }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .8rem 0 } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .82rem; white-space: nowrap }
-th, td { border-bottom: 1px solid var(--line); padding: .28rem .45rem; text-align: right; vertical-align: top }
+th, td { border-bottom: 1px solid var(--line); padding: .28rem .36rem; text-align: right; vertical-align: top }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
 thead th { font-weight: 600; vertical-align: bottom; white-space: normal } tr.ours td { background: var(--ours) }
 td small { display: block; font-weight: 400; color: var(--soft); font-size: .72rem } td.best { font-weight: 700 } td.thin { color: #a33 }

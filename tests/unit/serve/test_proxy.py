@@ -48,5 +48,21 @@ def test_everything_else_passes(status: int, headers: list[tuple[bytes, bytes]],
     assert b"".join(message["body"] for message in sent[1:]) == b"Actor died"
 
 
+def test_a_replica_lost_before_it_began_to_answer_is_worth_another_try() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        """What the proxy does when the actor dies: it returns and has sent nothing."""
+
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(ProxyAnswers(app)({"type": "http", "path": "/v1/models"}, None, send))  # type: ignore[arg-type]
+    start, body = sent
+    assert start["status"] == 503
+    assert dict(start["headers"])[b"retry-after"] == b"2"
+    assert json.loads(body["body"])["error"]["code"] == "overloaded"
+
+
 def test_ray_serve_is_given_one_layer() -> None:
     assert [layer.cls for layer in middlewares()] == [ProxyAnswers]

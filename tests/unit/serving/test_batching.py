@@ -1,6 +1,7 @@
 """What a request gets does not depend on whom it shares its steps with; and it shares them."""
 
 import itertools
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 
@@ -111,6 +112,30 @@ def test_in_bf16_neighbours_change_a_picture_by_rounding_only(repository: Concep
         assert isinstance(one, Picture)
         assert isinstance(among_others, Picture)
         assert difference(one.image, among_others.image) < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_engine_gives_the_same_within_rounding(
+    loaded: LoadedBackbone, repository: ConceptRepository
+) -> None:
+    engine = Engine(loaded, repository, replay_style=STYLE)
+    plain = [engine.run(request) for request in mixed_requests(engine)]
+    loaded.model.set_training_mode(compiled=True)
+    try:
+        compiled = Engine(loaded, repository, replay_style=STYLE)
+        tickets = [compiled.submit(request) for request in mixed_requests(compiled)]
+        while compiled.step():
+            pass
+        found = [ticket.result(0) for ticket in tickets]
+    finally:
+        loaded.model.set_training_mode()
+    for expected, one in zip(plain, found, strict=True):
+        if isinstance(one, Answer):
+            assert content(one) == content(expected)
+        else:
+            assert isinstance(expected, Picture)
+            assert difference(one.image, expected.image) < 0.1
 
 
 def test_requests_that_join_late_under_a_tight_budget_get_the_same(new_engine: Callable[..., Engine]) -> None:
