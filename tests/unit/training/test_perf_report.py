@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from omnifarm.cli.perf_train import AT_ITS_BEST, LADDER, Side, _report, active_parameters
+from omnifarm.cli.perf_train import AT_ITS_BEST, LADDER, Preparation, Side, _report, active_parameters
+from omnifarm.farm.submission import inspect_backbone
 from omnifarm.training.loop import Trainer
 from omnifarm.training.sharding import Replicated
 from omnifarm.training.step import PackCount
@@ -36,3 +37,15 @@ def test_gains_multiply_to_the_speedup_and_mfu_counts_four_operations(model, con
     assert report["mfu"] == pytest.approx(4 * active_parameters() * 200 / rate, rel=0.02, abs=1e-4)
     # Six layers of width 192 and inner width 512: four square projections and a gated MLP.
     assert active_parameters() == 6 * (4 * 192**2 + 3 * 192 * 512)
+
+
+def test_what_is_prepared_once_is_shared_by_the_steps_of_a_training(make_lane) -> None:
+    side = Side(
+        lanes=[make_lane("a")], step=list, prepared=Preparation(seconds=26.0, cpu_seconds=52.0), training_steps=260,
+        seconds=[1.0, 3.0, 2.0], cpu_seconds=[4.0],
+    )  # fmt: skip
+    assert (side.step_s, side.step_cpu_s) == pytest.approx((2.1, 4.2))
+
+
+def test_a_training_of_the_miniature_takes_the_steps_that_are_assumed() -> None:
+    assert inspect_backbone("miniature", overrides={}).recipe.steps == Side.__dataclass_fields__["training_steps"].default
