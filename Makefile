@@ -40,8 +40,10 @@ check: $(STAMP)  ## Format, lint, types, import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-perf: $(STAMP)  ## Measure speed side by side
+perf: $(STAMP)  ## Measure speed side by side: training, serving, the farm
 	$(BIN)/omnifarm perf train
+	$(BIN)/omnifarm perf serve
+	$(BIN)/omnifarm perf farm
 
 clean:  ## Remove what the other commands made
 	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -31,7 +31,7 @@ _LOOK_S = 0.2
 def measure_farm(*, concepts: Path, steps: int, lanes: int, backbone: str, checkout: Path) -> dict[str, Any]:
     """Learn the same concepts in a bare loop, on a farm of one cell, and on a farm of two.
 
-    Every side has one thread a worker, one lane a forward and one worker a cell. A farm's time counts from its first
+    Every side has one thread a worker, one lane a forward, nothing compiled and one worker a cell. A farm's time counts from its first
     lease to its last commit; what comes before is its start-up, paid once per cell however many concepts it learns.
 
     Args:
@@ -90,7 +90,7 @@ def _farm(what: list[str], *, store: str, cells: int, checkout: Path) -> tuple[f
     """Return seconds until the first lease, and from there to the last commit."""
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout)}
     command = [sys.executable, "jobs/train_concepts.py", *what, "--store", store]
-    command += ["--cells", str(cells), "--workers-per-cell", "1", "--lanes-per-pack", "1"]
+    command += ["--cells", str(cells), "--workers-per-cell", "1", "--lanes-per-pack", "1", "--eager"]
     with local_cluster(num_cpus=cells, environment=environment) as cluster, _watching(store) as seen:
         began_s = time.time()
         code = _run(command, cluster=cluster, checkout=checkout)

@@ -6,6 +6,10 @@ of the machine at hand, or given for another. Predictions multiply the two.
 A token is multiplied with every weight of one expert: 2 operations per weight forward and 2 backward, for gradients
 are taken with respect to inputs alone. Attention adds 4 H d per visible pair forward, twice that backward. The last
 layer's projections, beyond keys and values, and the heads run on rows with a loss only.
+
+Kept for the backward pass are what each norm was given (four of them, in float32 whatever the weights are), gate, up
+and their activation in the MLP, queries, keys and values as attention lays them out and, where it writes them out, its
+weights. No weight has a gradient, so what a projection was given is not kept. Compiled passes keep less.
 """
 
 from collections.abc import Sequence
@@ -17,9 +21,6 @@ from omnifarm.backbone.packing import Pack
 from omnifarm.errors import ConfigError
 from omnifarm.training.lane import Lane
 from omnifarm.training.step import pack_lanes
-
-_KEPT_PER_TOKEN_AND_LAYER = 14
-"""Vectors of the model's width that a layer keeps for its backward pass, besides those of the MLP."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,13 +51,14 @@ class Prediction:
     """Weights, activations of one pack, soft tokens and their AdamW memory."""
 
 
-def step_cost(packed: Pack, *, config: BackboneConfig, bytes_per_number: int) -> StepCost:
+def step_cost(packed: Pack, *, config: BackboneConfig, bytes_per_number: int, keeps_scores: bool = True) -> StepCost:
     """Count one packed training step.
 
     Args:
         packed: A training pack.
         config: Of the backbone.
         bytes_per_number: Of the weights and activations.
+        keeps_scores: Whether attention writes its weights out, as the matrix products of small packs on the CPU do.
     """
     llm = config.llm
     width, inner, layers = int(llm.hidden_size), int(llm.intermediate_size), int(llm.num_hidden_layers)
@@ -69,18 +71,35 @@ def step_cost(packed: Pack, *, config: BackboneConfig, bytes_per_number: int) ->
     weights += len(packed.vit.index) * width * (int(config.vit.hidden_size) + width)
     pairs, last_pairs = (_pairs(plan.groups) for plan in (packed.plan, packed.outputs.plan))
     attention = 12 * width * ((layers - 1) * pairs + last_pairs)
-    per_token = _KEPT_PER_TOKEN_AND_LAYER * width + 4 * inner
-    kept = layers * (tokens * per_token + heads * pairs) + 3 * len(packed.ce_index) * int(llm.vocab_size)
+    norm_bytes, mlp_bytes = 4 * width, bytes_per_number * 3 * inner
+    key_norm_bytes = 4 * key_width
+    kept = (layers - 1) * tokens * (3 * norm_bytes + key_norm_bytes + mlp_bytes)
+    kept += tokens * (norm_bytes + key_norm_bytes) + outputs * (3 * norm_bytes + mlp_bytes)
+    kept += 2 * 4 * len(packed.ce_index) * int(llm.vocab_size)
+    for plan, times in ((packed.plan, layers - 1), (packed.outputs.plan, 1)):
+        queries, keys = _rows(plan.groups)
+        # Queries and what came of them, keys and values.
+        laid_out = 2 * (queries * width + keys * key_width)
+        if keeps_scores:
+            # Keys and values stand there once for each head; the weights stand instead of what came of the queries.
+            laid_out = queries * width + 2 * keys * width + heads * _pairs(plan.groups)
+        kept += times * bytes_per_number * laid_out
     return StepCost(
         flops=4.0 * weights + attention,
         num_tokens=tokens,
         share_saved=packed.num_shared / max(1, packed.num_shared + tokens),
-        activation_bytes=float(bytes_per_number * kept),
+        activation_bytes=float(kept),
     )
 
 
 def lane_costs(
-    lanes: Sequence[Lane], *, special_ids: SpecialIds, config: BackboneConfig, bytes_per_number: int, steps: range
+    lanes: Sequence[Lane],
+    *,
+    special_ids: SpecialIds,
+    config: BackboneConfig,
+    bytes_per_number: int,
+    keeps_scores: bool,
+    steps: range,
 ) -> StepCost:
     """Count what some steps of lanes in one pack would take, without taking them.
 
@@ -89,6 +108,7 @@ def lane_costs(
         special_ids: Ids of the frame tokens.
         config: Of the backbone.
         bytes_per_number: Of the weights and activations.
+        keeps_scores: See `step_cost`.
         steps: Which steps.
 
     Returns:
@@ -98,7 +118,7 @@ def lane_costs(
     for step in steps:
         drawn = [lane.source.draw(step) for lane in lanes]
         packed, *_ = pack_lanes(lanes, drawn, special_ids=special_ids, config=config)
-        costs.append(step_cost(packed, config=config, bytes_per_number=bytes_per_number))
+        costs.append(step_cost(packed, config=config, bytes_per_number=bytes_per_number, keeps_scores=keeps_scores))
     return mean_cost(costs)
 
 
@@ -163,3 +183,10 @@ def _pairs(groups: Sequence[AttentionGroup]) -> int:
         for group in groups
         if group.query_rows is not None and group.key_rows is not None
     )
+
+
+def _rows(groups: Sequence[AttentionGroup]) -> tuple[int, int]:
+    """Return how many query rows and key rows a plan lays out, padding and repetitions among them."""
+    found = [(group.query_rows, group.key_rows) for group in groups]
+    queries = sum(rows.numel() for rows, _ in found if rows is not None)
+    return queries, sum(rows.numel() for _, rows in found if rows is not None)

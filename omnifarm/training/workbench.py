@@ -205,6 +205,7 @@ class Workbench:
             special_ids=self._backbone.special_ids,
             config=self._backbone.config,
             bytes_per_number=self._backbone.model.dtype.itemsize,
+            keeps_scores=self._backbone.model.device.type == "cpu",
             steps=steps,
         )
 

@@ -12,12 +12,13 @@ from omnifarm.backbone.segments import TextSegment
 from omnifarm.backbone.weights import load_backbone
 from omnifarm.cli.train_plan import plan_training
 from omnifarm.concept.datasets.load import load_concepts
+from omnifarm.concept.recipe import Precision
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError
 from omnifarm.farm.submission import inspect_backbone
 from omnifarm.miniature.benchmark import write_concept_folders
-from omnifarm.training.plan import predict, step_cost
-from omnifarm.training.workbench import Workbench
+from omnifarm.training.plan import lane_costs, predict, step_cost
+from omnifarm.training.workbench import DTYPES, Workbench
 from tests.unit.training.conftest import SPECIAL_IDS
 
 
@@ -47,6 +48,39 @@ def test_a_prediction_scales_with_concepts_steps_and_rate(config: BackboneConfig
 def test_an_empty_place_cannot_be_planned(tmp_path: Path) -> None:
     with pytest.raises(ConceptError):
         plan_training(str(tmp_path), backbone="miniature", overrides={}, num_concepts=None, lanes=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("kernel", ["matmul", "fused"])
+def test_what_is_kept_for_the_backward_pass_is_counted(tmp_path: Path, precision: Precision, kernel: str) -> None:
+    """Every tensor that autograd keeps in a real step of two lanes, the frozen weights apart."""
+    write_concept_folders(tmp_path, seed=3, num_persons=1, num_pets=1, num_objects=0)
+    backbone = load_backbone("miniature", dtype=DTYPES[precision])
+    backbone.model.language_model.model.attention_kernel = kernel
+    workbench = Workbench(backbone, lanes_per_pack=2)
+    recipe = inspect_backbone("miniature", overrides={"steps": 2, "precision": precision}).recipe
+    lanes = []
+    for _, spec in load_concepts(str(tmp_path)):
+        assert isinstance(spec, ConceptSpec)
+        lanes.append(workbench.lane(spec, recipe=recipe, identity="x"))
+        workbench.trainer.add(lanes[-1])
+    frozen = {one.untyped_storage().data_ptr() for one in backbone.model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in frozen:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        workbench.trainer.step()
+    cost = lane_costs(
+        lanes, special_ids=backbone.special_ids, config=backbone.config, bytes_per_number=DTYPES[precision].itemsize,
+        keeps_scores=kernel == "matmul", steps=range(1),
+    )  # fmt: skip
+    assert cost.activation_bytes == pytest.approx(sum(kept.values()), rel=0.1)
 
 
 @pytest.mark.slow
