@@ -131,6 +131,7 @@ class Worker:
             held = self._held.pop(lane.name)
             held.ended_s = self._clock.monotonic_s()
             self._over.append(held)
+            self._wait_s = 0.0  # its place is free: look at once, however seldom the last looks were
         self._metrics.count("omnifarm_steps_total", num_lanes)
         self._metrics.count("omnifarm_tokens_total", self._workbench.trainer.count.num_tokens - num_tokens)
         self._heartbeat_if_due()
@@ -177,7 +178,8 @@ class Worker:
         self._metrics.gauge("omnifarm_lanes", len(self._held))
         # A thousand workers without work must not keep the store busy.
         longest_s = max(self._settings.poll_s, self._settings.lease_s / 4)
-        self._wait_s = self._settings.poll_s if records else min(2 * self._wait_s, longest_s)
+        again_s = self._settings.poll_s if records else 2 * self._wait_s
+        self._wait_s = min(max(self._settings.poll_s, again_s), longest_s)
         self._is_drained = self._order is Order.DRAIN
         if not self._held and not self._is_drained:
             with self._patiently("looking for work"):

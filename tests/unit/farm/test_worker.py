@@ -1,6 +1,7 @@
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -104,6 +105,30 @@ def test_good_concepts_are_committed_and_the_bad_one_fails_alone_with_its_reason
     assert list(store.list(CHECKPOINTS)) == []
     curve = store.get(f"artifacts/ada/{manifest.version}/{CURVE_FILE}").data
     assert pq.read_table(io.BytesIO(curve)).column("total").to_pylist() == manifest.losses["total"]
+
+
+def test_a_free_lane_is_filled_at_once_however_long_the_last_one_took(
+    make_worker: MakeWorker, clock: ManualClock, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, looks = make_worker("w", lanes=1), list[tuple[float, int]]()
+    step, lease = worker.step, worker._queue.lease_next
+
+    def slow_step() -> None:
+        clock.advance_s(5.0)  # so that looks in vain would have become seldom
+        step()
+
+    def noted(*args: Any, **named: Any) -> list[JobRecord]:
+        found = lease(*args, **named)
+        looks.append((clock.monotonic_s(), len(found)))
+        return found
+
+    monkeypatch.setattr(worker, "step", slow_step)
+    monkeypatch.setattr(worker._queue, "lease_next", noted)
+    began_s = clock.monotonic_s()
+    worker.run()
+    steps = sum(record.step for record in queue.list())
+    assert [at_s - began_s for at_s, count in looks if count] == [0.0, steps / 2 * 5.0]
+    assert clock.monotonic_s() - began_s == steps * 5.0, "nobody slept"
 
 
 def test_submitting_again_is_the_same_job(
