@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from omnifarm.cli.output import Json, people, print_json, results
 
@@ -191,7 +191,9 @@ def history(
     if json:
         print_json([{"in_use": one.version == in_use, **one.to_json()} for one in manifests])
         return
-    table = Table("version", "in use", "created (UTC)", "data", "backbone", "steps", "training", box=None)
+    # A version is there to be copied into `omnifarm concept rollback`: it is never cut short.
+    version = Column("version", no_wrap=True, min_width=max(len(one.version) for one in manifests))
+    table = Table(version, "in use", "created (UTC)", "data", "backbone", "steps", "training", box=None)
     for one in manifests:
         table.add_row(
             one.version,

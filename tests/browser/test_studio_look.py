@@ -27,7 +27,7 @@ def run(studio: Studio) -> str:
         data="miniature:1", quick=True, concepts=1, images=1, variants="none", baselines="plain", name="bare"
     )
     prepared = bench_run.prepare(plan, store_url=studio.services.settings.store)
-    bench_run.ask(prepared, LocalWork(workers=1))
+    bench_run.carry_out(prepared, LocalWork(workers=1))
     bench_run.score(prepared, scoring_of())
     return plan.run
 
