@@ -48,4 +48,6 @@ def test_what_is_prepared_once_is_shared_by_the_steps_of_a_training(make_lane) -
 
 
 def test_a_training_of_the_miniature_takes_the_steps_that_are_assumed() -> None:
-    assert inspect_backbone("miniature", overrides={}).recipe.steps == Side.__dataclass_fields__["training_steps"].default
+    assert (
+        inspect_backbone("miniature", overrides={}).recipe.steps == Side.__dataclass_fields__["training_steps"].default
+    )
