@@ -124,7 +124,7 @@ class LocalSeaweedFS:
             "-s3.port.lance=0",
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=64",
-            "-volume.max=20",
+            "-volume.max=60",
             f"-master.port={master}",
             f"-master.port.grpc={master_grpc}",
             f"-volume.port={volume}",

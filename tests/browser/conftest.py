@@ -124,8 +124,9 @@ def somebody(teach: Callable[..., str]) -> str:
     return teach("person", seed=3, steps=STEPS // 2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """A browser of this module: while Playwright is open, nobody else in the process can run an event loop."""
     if CHROMIUM is None:
         pytest.skip("needs Chromium on the PATH, or its path in OMNIFARM_CHROMIUM")
     with sync_playwright() as driver:

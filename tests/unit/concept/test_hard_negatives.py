@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -102,14 +103,18 @@ def test_a_list_that_no_longer_fits_is_refused(place: Path, content: str, what: 
 
 
 def test_the_miniatures_own_vision_finds_lookalikes(tmp_path: Path) -> None:
-    """Of a drawn set's negatives, the lookalikes of a concept's class come before the rest."""
-    write_concept_folders(tmp_path, seed=5, num_persons=0, num_pets=1, num_objects=0)
+    """Of drawn sets' negatives, the lookalikes of a concept's class come before the rest more often than by chance.
+
+    It tells identities apart rather than classes, so single concepts may fall below chance.
+    """
     embed = backbone_embedding(load_backbone("miniature"))
     shares = []
-    for spec in specs_of(tmp_path).values():
-        lookalikes = {one.image.digest for one in spec.negatives if one.kind == "hard"}
-        found = mine_hard_negatives(spec, [], embed=embed, keep=len(lookalikes))
-        hits = sum(one.image.digest in lookalikes for one in found.hard) / max(len(found.hard), 1)
-        shares.append(hits - len(lookalikes) / len(spec.negatives))
-    # Better than drawing at random.
-    assert min(shares) > 0.0
+    for seed in (5, 6):
+        place = tmp_path / str(seed)
+        write_concept_folders(place, seed=seed, num_persons=0, num_pets=2, num_objects=2)
+        for spec in specs_of(place).values():
+            lookalikes = {one.image.digest for one in spec.negatives if one.kind == "hard"}
+            found = mine_hard_negatives(spec, [], embed=embed, keep=len(lookalikes))
+            hits = sum(one.image.digest in lookalikes for one in found.hard) / max(len(found.hard), 1)
+            shares.append(hits - len(lookalikes) / len(spec.negatives))
+    assert fmean(shares) > 0.02

@@ -87,6 +87,8 @@ def test_a_tracker_that_is_not_there_is_named_before_anything_runs(monkeypatch: 
 def test_a_slow_or_failing_tracker_holds_up_nobody_and_tells_no_secret(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    logger = logging.getLogger("omnifarm")
+    monkeypatch.setattr(logger, "handlers", [])
     may_answer = threading.Event()
 
     class Angry(Notebook):
@@ -99,7 +101,7 @@ def test_a_slow_or_failing_tracker_holds_up_nobody_and_tells_no_secret(
     angry = Angry()
     background = Background(lambda: angry)
     caplog.set_level(logging.WARNING, logger="omnifarm")
-    monkeypatch.setattr(logging.getLogger("omnifarm"), "propagate", True)
+    monkeypatch.setattr(logger, "propagate", True)
     background.begin("a", name="ada", settings={})
     for step in range(4):
         background.log("a", step=step, values={"total": 1.0})  # nobody answers yet, and it returns
