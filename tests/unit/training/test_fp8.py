@@ -10,6 +10,7 @@ from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConfigError, TrainingError
 from omnifarm.farm.submission import inspect_backbone
 from omnifarm.miniature.benchmark import write_concept_folders
+from omnifarm.training.compiling import has_compiler
 from omnifarm.training.workbench import Workbench
 
 
@@ -55,6 +56,12 @@ def test_trainable_or_odd_weights_are_refused() -> None:
         Fp8Linear(nn.Linear(32, 32))
     with pytest.raises(ConfigError, match="multiples of 16"):
         Fp8Linear(nn.Linear(30, 32).requires_grad_(False))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it while it traces
+@pytest.mark.skipif(not has_compiler("cpu"), reason="needs a C++ compiler")
+def test_float8_may_be_compiled() -> None:
+    assert Workbench.open("miniature", precision="float8", compiled=True).fingerprint
 
 
 def test_a_recipe_in_float8_learns_over_a_backbone_in_float8_alone(tmp_path: Path) -> None:
