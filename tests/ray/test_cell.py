@@ -153,6 +153,6 @@ def test_a_cell_that_shares_one_backbone_learns_what_a_whole_copy_learns(
             workbench.trainer.step()
         expected = workbench.finish(lane, spec=spec, identity=record.job_id)
         _, soft_tokens = ConceptRepository(store).load(name, fingerprint=backbone.fingerprint)
-        # Bit for bit on layers of real sizes (tests/contracts); of this tiny checkpoint gathered weights lie at odd
-        # addresses, where an AMD EPYC's float32 products round differently from an Intel Xeon's.
+        # Bit for bit with larger layers (tests/contracts). With this tiny checkpoint an AMD EPYC differed in rounding, an
+        # Intel Xeon did not; why was not found out (perhaps where gathered weights lie in memory).
         torch.testing.assert_close(soft_tokens.table(), expected.soft_tokens.table(), rtol=1e-4, atol=1e-5)
