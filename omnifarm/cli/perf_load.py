@@ -15,7 +15,7 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -148,6 +148,13 @@ class Traffic:
             tally.outcomes["hostile_let_in" if reply.status_code < 500 else "server_error"] += 1
             tally.examples.append(f"hostile {path} {reply.status_code} {reply.text[:200]}")
 
+    def mixture(self) -> Iterator[Callable[[Tally], Coroutine[Any, Any, None]]]:
+        """Deal what to do next, for ever: of every twenty, in random order, one leaves early and one is hostile."""
+        while True:
+            deck = [self.leaving, self.hostile, *(18 * [self.good])]
+            self.chance.shuffle(deck)
+            yield from deck
+
     async def figures(self) -> dict[str, list[tuple[dict[str, str], float]]]:
         """Return the server's metrics by name; nothing while it has no replica to tell them."""
         found: dict[str, list[tuple[dict[str, str], float]]] = {}
@@ -231,16 +238,14 @@ async def run_load(
     memory = MemoryLog()
     watching = asyncio.ensure_future(_watch(traffic, memory, every_s=max(1.0, seconds / 120)))
     started = time.perf_counter()
+    mixture = traffic.mixture()
     has_killed = not is_killing
     while (now := time.perf_counter() - started) < seconds:
         if not has_killed and now > seconds / 2:
             has_killed = True
             os.kill(int(before["omnifarm_replica_pid"][0][1]), signal.SIGKILL)
         await asyncio.sleep(traffic.chance.expovariate(rate))
-        one: Callable[[Tally], Any] = traffic.chance.choices(
-            [traffic.good, traffic.leaving, traffic.hostile], [0.90, 0.05, 0.05]
-        )[0]
-        task = asyncio.ensure_future(one(tally))
+        task = asyncio.ensure_future(next(mixture)(tally))
         open_tasks.add(task)
         task.add_done_callback(open_tasks.discard)
     await asyncio.gather(*open_tasks)

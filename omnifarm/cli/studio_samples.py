@@ -51,12 +51,12 @@ def teach_samples(
 
 def _learn_meanwhile(client: httpx.Client, body: dict[str, Any], *, wait_s: Callable[[float], None]) -> str:
     """Have a sample learned; return how its job ended, or nothing when it was put off for somebody else's."""
-    job = _read(client.post("/v1/fine_tuning/jobs", json=body))
+    job = _post(client, "/v1/fine_tuning/jobs", json=body)
     is_put_off = False
     while job["status"] in _UNFINISHED:
         if not is_put_off and _unfinished(client) - {job["id"]}:
             is_put_off = True
-            _read(client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel"))
+            _post(client, f"/v1/fine_tuning/jobs/{job['id']}/cancel")
         wait_s(_POLL_S)
         job = _get(client, f"/v1/fine_tuning/jobs/{job['id']}")
     # One that ended while it was being put off is learned all the same.
@@ -85,7 +85,7 @@ def teach(client: httpx.Client, invention: dict[str, Any], *, steps: int | None 
     body = _training(client, invention)
     if steps is not None:
         body["hyperparameters"] = {"steps": steps}
-    return _read(client.post("/v1/fine_tuning/jobs", json=body))
+    return _post(client, "/v1/fine_tuning/jobs", json=body)
 
 
 def _training(client: httpx.Client, invention: dict[str, Any]) -> dict[str, Any]:
@@ -116,18 +116,22 @@ def _training(client: httpx.Client, invention: dict[str, Any]) -> dict[str, Any]
 
 
 def _upload(client: httpx.Client, purpose: str, filename: str, data: bytes) -> str:
-    while True:
-        reply = client.post("/v1/files", data={"purpose": purpose}, files={"file": (filename, data)})
-        if reply.status_code != 429 or "retry-after" not in reply.headers:
-            return str(_read(reply)["id"])
-        time.sleep(float(reply.headers["retry-after"]))
+    reply = _post(client, "/v1/files", data={"purpose": purpose}, files={"file": (filename, data)})
+    return str(reply["id"])
 
 
 def _get(client: httpx.Client, path: str, **parameters: Any) -> dict[str, Any]:
-    return _read(client.get(path, params=parameters))
+    return _send(lambda: client.get(path, params=parameters))
 
 
-def _read(reply: httpx.Response) -> dict[str, Any]:
+def _post(client: httpx.Client, path: str, **content: Any) -> dict[str, Any]:
+    return _send(lambda: client.post(path, **content))
+
+
+def _send(request: Callable[[], httpx.Response]) -> dict[str, Any]:
+    """Return what the server answers; whoever asks too often waits as long as it says."""
+    while (reply := request()).status_code == 429 and "retry-after" in reply.headers:
+        time.sleep(float(reply.headers["retry-after"]))
     if reply.status_code != 200:
         raise ServingError(f"expected an answer from {reply.url}, found {reply.status_code}: {reply.text[:500]}")
     values: dict[str, Any] = reply.json()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 
 import httpx
 import pytest
@@ -74,3 +75,12 @@ def test_the_cost_of_http_is_measured_on_a_server_that_answers(
     assert engine.statistics()["step_tokens"]["draw"] > 0
     with pytest.raises(ServingError, match="status 401"):
         http_overhead(server.url, engine=engine, options=options)
+
+
+def test_of_every_twenty_one_leaves_early_and_one_is_hostile() -> None:
+    traffic = Traffic("http://127.0.0.1:9", keys=[], steps=1, seed=0)
+    dealt = list(islice(traffic.mixture(), 60))
+    for start in (0, 20, 40):
+        deck = dealt[start : start + 20]
+        assert (deck.count(traffic.good), deck.count(traffic.leaving), deck.count(traffic.hostile)) == (18, 1, 1)
+    assert dealt[:20] != dealt[20:40]

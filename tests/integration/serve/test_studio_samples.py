@@ -58,3 +58,11 @@ def test_a_sample_that_somebody_stops_stays_stopped(studio: Server) -> None:
 
         teach_samples(client, say=said.append, wait_s=wait_s)
     assert [line.partition(": ")[2] for line in said if ": " in line] == ["cancelled"] * len(SAMPLES)
+
+
+def test_who_asks_too_often_waits_as_long_as_the_server_says(studio: Server) -> None:
+    with studio.http() as client:
+        while client.get("/v1/models").status_code != 429:
+            pass
+        teach_samples(client, say=lambda line: None, wait_s=lambda seconds: studio.train())
+    assert len(studio.services.spaces.of("").repository.list()) == len(SAMPLES)
