@@ -169,6 +169,7 @@ def ask(run: Prepared, work: Work, *, seed: int, at_once: int = 1, retry_failed:
     What is on file is not asked again, but with `retry_failed` what has failed.
     """
     names = [concept.name for concept in run.data.benchmark.concepts]
+    precision = run.backbone.recipe.with_overrides(run.plan.recipe).precision
     shares = []
     for row in run.plan.chosen():
         missing = _missing(run, row, seed, retry_failed=retry_failed)
@@ -184,6 +185,7 @@ def ask(run: Prepared, work: Work, *, seed: int, at_once: int = 1, retry_failed:
             "training": run.training.get((row.key, seed), ""),
             "at_once": at_once,
             "retry_failed": retry_failed,
+            "precision": precision,
         }
         for share in range(work.num_workers):
             mine = [name for name in names[share :: work.num_workers] if missing.get(name)]

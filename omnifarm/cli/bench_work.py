@@ -14,6 +14,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
+from omnifarm.allocator import keep_freed_memory
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.bench.asking import ask_all
 from omnifarm.bench.data.load import BenchData, load_benchmark
@@ -146,7 +149,8 @@ def ask_share(values: Mapping[str, Any]) -> int:
 
     Args:
         values: `plan` (JSON), `data` (URL), `row`, `seed`, `concepts`, `store` (URL), `training` (key of the
-            training's store, empty for rows that learn nothing), `at_once`, `retry_failed`, and optionally `device` and `threads`.
+            training's store, empty for rows that learn nothing), `at_once`, `retry_failed`, and optionally `precision`
+            (in which concepts were learned, a name in `DTYPES`), `device` and `threads`.
     """
     _use_threads(values.get("threads"))
     plan = RunPlan.from_json(values["plan"])
@@ -155,7 +159,8 @@ def ask_share(values: Mapping[str, Any]) -> int:
     if row.kind in ("endpoint", "local"):
         system = other_system(plan.other(row), store=store, device=device, at_once=values["at_once"])
     else:
-        loaded = _loaded(plan.backbone, device)
+        keep_freed_memory()
+        loaded = _loaded(plan.backbone, DTYPES[values.get("precision", "bfloat16")], device)
         system = system_of(row, loaded, training_url=_below(values["store"], values["training"]), seed=values["seed"])
     return ask_all(
         system,
@@ -198,8 +203,8 @@ def _below(url: str, key: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _loaded(backbone: str, device: str) -> LoadedBackbone:
-    return load_backbone(backbone, dtype=DTYPES["bfloat16" if device == "cuda" else "float32"], device=device)
+def _loaded(backbone: str, dtype: torch.dtype, device: str) -> LoadedBackbone:
+    return load_backbone(backbone, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=2)
@@ -219,6 +224,4 @@ def _data(url: str, plan: RunPlan) -> BenchData:
 
 def _use_threads(number: int | None) -> None:
     if number is not None:
-        import torch
-
         torch.set_num_threads(number)
