@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from omnifarm.clock import Clock, SystemClock
-from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.spec import ConceptSpec
@@ -26,6 +25,7 @@ from omnifarm.farm.job import JobRecord, LeaseLostError, pool_of
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, checkpoint_key
+from omnifarm.farm.submitted import SubmittedConcepts
 from omnifarm.farm.tracking import LaneLog, Tracker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import event
@@ -96,9 +96,9 @@ class Worker:
         self._control = FarmControl(store)
         self._order = Order.WORK
         self._repository = ConceptRepository(store)
+        self._concepts = SubmittedConcepts(recipe_digest=recipe.digest(), backbone_fingerprint=workbench.fingerprint)
         self._held: dict[str, _Held] = {}
         self._over: list[_Held] = []
-        self._sets: dict[str, dict[str, ConceptSpec | ConceptError]] = {}
         self._looked_s = self._beat_s = self._saved_s = self._clock.monotonic_s()
         self._away_since_s: float | None = None
         self._wait_s = self._settings.poll_s
@@ -192,7 +192,7 @@ class Worker:
             self._queue.release(record)
             return
         try:
-            spec = self._spec(record)
+            spec = self._concepts.spec(record)
             lane = self._lane(record, spec)
         except (ConceptError, ConfigError, FarmError) as error:
             # The same data and settings would fail again.
@@ -210,30 +210,6 @@ class Worker:
             event(_logger, "lane_started", concept=record.name, worker=self._id, step=lane.step, steps=record.num_steps)
             # Preparing the next job's pictures takes time in which nobody steps.
             self._heartbeat_if_due()
-
-    def _spec(self, record: JobRecord) -> ConceptSpec:
-        """Read a job's concept and check that everything is what the job was submitted for."""
-        if record.concept_url not in self._sets:
-            self._sets[record.concept_url] = dict(load_concepts(record.concept_url))
-        spec = self._sets[record.concept_url].get(record.name)
-        if spec is None:
-            raise ConceptError(f"concept {record.name!r} is gone from {record.concept_url}; submit what is there now")
-        if isinstance(spec, ConceptError):
-            raise spec
-        if spec.digest() != record.identity.spec_digest:
-            raise ConceptError(
-                f"concept {record.name!r} was changed in {record.concept_url} after it was submitted; submit it again"
-            )
-        for what, expected, found in (
-            ("recipe", record.identity.recipe_digest, self._recipe.digest()),
-            ("backbone", record.identity.backbone_fingerprint, self._workbench.fingerprint),
-        ):
-            if expected != found:
-                raise FarmError(
-                    f"job {record.name!r} asks for the {what} {expected[:12]}, this worker has {found[:12]}; "
-                    "submit it to a run of its own"
-                )
-        return spec
 
     def _lane(self, record: JobRecord, spec: ConceptSpec) -> Lane:
         checkpoint: bytes | None = None
