@@ -188,6 +188,11 @@ class JobRecord:
         """The digest of its identity."""
         return self.identity.job_id
 
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what ends its workers: one bad end is anybody's misfortune, two in a row are a sign."""
+        return self.strikes >= 2
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values, with `schema_version` and `job_id`."""
         # Not `asdict`: it copies deeply, and a queue of a million jobs writes many millions of records.

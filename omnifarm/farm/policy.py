@@ -43,6 +43,19 @@ class RetryPolicy:
         share = hashlib.sha256(f"{job_id}/{strikes}".encode()).digest()[0] / 255
         return delay_s * (0.5 + 0.5 * share)
 
+    def found(self, record: JobRecord, *, now_s: float) -> JobRecord | None:
+        """Return an unfinished job as it is for somebody who would lease it now, or None while nobody may.
+
+        A job whose lease has run out has one strike more, or is failed with its last.
+        """
+        if record.state is JobState.QUEUED:
+            return record if record.not_before_s <= now_s else None
+        if record.lease is None or record.lease.expires_at_s > now_s:
+            return None
+        reason = f"given up: {record.lease.worker} and workers before it fell silent; the concept may not fit in memory"
+        struck = self.end_attempt(record, now_s=now_s, reason=reason, traceback=record.traceback)
+        return struck if struck.state is JobState.FAILED else replace(record, strikes=struck.strikes)
+
     def end_attempt(self, record: JobRecord, *, now_s: float, reason: str, traceback: str | None) -> JobRecord:
         """Return a held record as it is after its attempt ended badly: resting, or failed with its last strike.
 

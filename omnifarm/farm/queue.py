@@ -129,6 +129,7 @@ class JobQueue:
 
         Among queued jobs the highest priority comes first and submissions of that priority take even turns by lot.
         Expired leases are looked for four times a lease, at random places, so that many workers share the looking.
+        A suspect (see `JobRecord.is_suspect`) is leased alone: let nothing join it before it has a checkpoint.
 
         Args:
             worker: Who asks.
@@ -148,7 +149,7 @@ class JobQueue:
         try:
             self._sweep(leased, worker, pool=pool, ttl_s=ttl_s, most=max)
             misses = 0
-            while len(leased) < max and misses < _MAX_MISSES:
+            while not _is_enough(leased, max) and misses < _MAX_MISSES:
                 found = self._ready_window(pool, size=_WINDOW + max - len(leased))
                 if not found:
                     break
@@ -313,7 +314,7 @@ class JobQueue:
 
     def _lease_from(self, entries: Iterable[Entry], leased: _Records, worker: str, *, ttl_s: float, most: int) -> None:
         for entry in entries:
-            if len(leased) >= most:
+            if _is_enough(leased, most):
                 return
             try:
                 record, etag = self.records.read(entry.job_id)
@@ -323,30 +324,25 @@ class JobQueue:
             if entry_of(record) != entry:
                 self.records.mend(entry)
                 continue
-            taken = self._try_lease(record, etag, worker=worker, ttl_s=ttl_s)
+            taken = self._try_lease(record, etag, worker=worker, ttl_s=ttl_s, is_first=not leased)
             if taken is not None:
                 leased.append(taken)
 
-    def _try_lease(self, record: JobRecord, etag: str, *, worker: str, ttl_s: float) -> JobRecord | None:
-        now_s = self._clock.now_s()
-        old = record.lease
-        if record.state is JobState.QUEUED:
-            if record.not_before_s > now_s:
-                return None
-        elif old is None or old.expires_at_s > now_s:
+    def _try_lease(
+        self, record: JobRecord, etag: str, *, worker: str, ttl_s: float, is_first: bool
+    ) -> JobRecord | None:
+        now_s, old = self._clock.now_s(), record.lease
+        found = self._policy.found(record, now_s=now_s)
+        if found is not None and found.state is JobState.FAILED:
+            if self.records.swap(record, found, etag) is not None:
+                self._report(found, "attempt_failed")
             return None
-        else:
-            reason = f"given up: {old.worker} and workers before it fell silent; the concept may not fit in memory"
-            struck = self._policy.end_attempt(record, now_s=now_s, reason=reason, traceback=record.traceback)
-            if struck.state is JobState.FAILED:
-                if self.records.swap(record, struck, etag) is not None:
-                    self._report(struck, "attempt_failed")
-                return None
-            record = replace(record, strikes=struck.strikes)
+        if found is None or (found.is_suspect and not is_first):
+            return None
         lease = Lease(
-            worker=worker, token=secrets.token_hex(16), expires_at_s=now_s + ttl_s, from_step=record.saved_step
+            worker=worker, token=secrets.token_hex(16), expires_at_s=now_s + ttl_s, from_step=found.saved_step
         )
-        after = replace(record, state=JobState.LEASED, lease=lease, attempts=record.attempts + 1, not_before_s=0.0)
+        after = replace(found, state=JobState.LEASED, lease=lease, attempts=found.attempts + 1, not_before_s=0.0)
         written = self.records.swap(record, after, etag)
         if written is not None:
             name = "job_leased" if old is None else "lease_taken_over"
@@ -392,3 +388,7 @@ class JobQueue:
             error=(record.error or "").partition("\n")[0] or None,
             **fields,
         )
+
+
+def _is_enough(leased: _Records, most: int) -> bool:
+    return len(leased) >= most or any(record.is_suspect for record in leased)

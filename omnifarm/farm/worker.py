@@ -25,6 +25,7 @@ from omnifarm.farm.job import JobRecord, LeaseLostError, pool_of
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, checkpoint_key
+from omnifarm.farm.stepping import Failure, step_lanes
 from omnifarm.farm.submitted import SubmittedConcepts
 from omnifarm.farm.tracking import LaneLog, Tracker
 from omnifarm.farm.worker_settings import WorkerSettings
@@ -52,6 +53,8 @@ class _Held:
     """When its last step was over, on the monotonic clock."""
     finished: Finished | None = None
     """What it left, once that is made."""
+    failure: Failure | None = None
+    """Why its attempt is over without a result, if another may go better."""
 
 
 class Worker:
@@ -127,11 +130,12 @@ class Worker:
     def step(self) -> None:
         """Advance every lane by one step; set aside those that are over; renew and save when due."""
         num_lanes, num_tokens = len(self._held), self._workbench.trainer.count.num_tokens
-        for lane in self._workbench.trainer.step():
-            held = self._held.pop(lane.name)
-            held.ended_s = self._clock.monotonic_s()
-            self._over.append(held)
-            self._wait_s = 0.0  # its place is free: look at once, however seldom the last looks were
+        stepped = step_lanes(self._workbench)
+        for lane in stepped.over:
+            self._set_aside(lane.name)
+        for name, failure in stepped.failed.items():
+            self._workbench.trainer.remove(name)
+            self._set_aside(name, failure)
         self._metrics.count("omnifarm_steps_total", num_lanes)
         self._metrics.count("omnifarm_tokens_total", self._workbench.trainer.count.num_tokens - num_tokens)
         self._heartbeat_if_due()
@@ -139,6 +143,14 @@ class Worker:
         if now_s - self._saved_s >= self._settings.checkpoint_s:
             self._saved_s = now_s
             self._save()
+
+    def _set_aside(self, name: str, failure: Failure | None = None) -> None:
+        """Take a lane that has left the trainer from those that train to those to be committed, or reported."""
+        held = self._held.pop(name)
+        held.failure = failure
+        held.ended_s = self._clock.monotonic_s()
+        self._over.append(held)
+        self._wait_s = 0.0  # its place is free: look at once, however seldom the last looks were
 
     @contextlib.contextmanager
     def _patiently(self, what: str) -> Iterator[None]:
@@ -166,13 +178,17 @@ class Worker:
             self._order = self._control.present(cell=self._cell)
         if self._settings.stop_at_s is not None and self._clock.now_s() >= self._settings.stop_at_s:
             self._order = Order.STOP
-        free = self._settings.lanes - len(self._held)
+        free = 0 if any(map(_is_on_trial, self._held.values())) else self._settings.lanes - len(self._held)
         records: list[JobRecord] = []
         if self._order is Order.WORK and free:
             with self._patiently("leasing"):
                 records = self._queue.lease_next(self._id, pool=self._pool, ttl_s=self._settings.lease_s, max=free)
         for record in records:
             self._metrics.count("omnifarm_lease_takeovers_total", float(record.attempts > 1))
+            if record.is_suspect:
+                # Should it end this process, the others were getting on and it is not held against them.
+                self._save()
+                self._heartbeat()
             with self._patiently("beginning a lane"):
                 self._begin(record)
         self._metrics.gauge("omnifarm_lanes", len(self._held))
@@ -200,6 +216,7 @@ class Worker:
         except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever one concept does to us must not stop the others
+            self._workbench.trainer.require_device()
             event(_logger, "lane_not_started", level=logging.ERROR, concept=record.name, error=str(error))
             reason = f"{type(error).__name__}: {error}"
             self._fail(record, reason=reason, retryable=True, trace=traceback.format_exc())
@@ -232,6 +249,10 @@ class Worker:
 
     def _end(self, held: _Held) -> None:
         record, lane = held.record, held.lane
+        if held.failure is not None:
+            self._fail(record, reason=held.failure.reason, retryable=True, trace=held.failure.trace)
+            self._lane_log.end(record, lane, is_learned=False)
+            return
         if lane.stopped is not None:
             # What it did until then says more than the reason alone.
             self._store.put(_curve_key(record), curve_parquet(lane))
@@ -318,6 +339,12 @@ class Worker:
             self._queue.fail(record, reason=reason, retryable=retryable, traceback=trace)
         except (LeaseLostError, NotFoundError) as error:
             event(_logger, "late_failure_discarded", concept=record.name, worker=self._id, reason=str(error))
+
+
+def _is_on_trial(held: _Held) -> bool:
+    """Whether a lane is a suspect that has not got a checkpoint further: nothing is to join it."""
+    lease = held.record.lease
+    return held.record.is_suspect and lease is not None and held.saved_step <= lease.from_step
 
 
 def _curve_key(record: JobRecord) -> str:

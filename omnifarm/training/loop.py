@@ -10,6 +10,8 @@ while trainer.lanes:
 import logging
 from collections.abc import Sequence
 
+import torch
+
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.errors import TrainingError
@@ -86,9 +88,27 @@ class Trainer:
         except KeyError as error:
             raise TrainingError(f"no lane named {name!r} here; training: {sorted(self._lanes)}") from error
 
-    def step(self) -> Sequence[Lane]:
-        """Advance every lane by one step and return those that will take no other, removed from the trainer."""
-        active = [lane for lane in self._lanes.values() if lane.is_active]
+    def pack_fewer(self) -> None:
+        """Let half as many lanes share a forward from now on, at least one; for when they do not fit together."""
+        self._lanes_per_pack = max(1, self._lanes_per_pack // 2)
+
+    def require_device(self) -> None:
+        """Let the device add one and one: after some errors it does nothing any more, whoever asks.
+
+        Raises:
+            RuntimeError: It does nothing any more; only a new process can use it.
+        """
+        torch.ones(2, device=self._sharding.device).sum().item()
+
+    def step(self, *, only: str | None = None) -> Sequence[Lane]:
+        """Advance every lane by one step and return those that will take no other, removed from the trainer.
+
+        What a step raises leaves every lane whole: it has taken its step or not, and may go on.
+
+        Args:
+            only: Name of the one lane to advance.
+        """
+        active = [lane for lane in self._lanes.values() if lane.is_active and only in (None, lane.name)]
         for start in range(0, len(active), self._lanes_per_pack):
             together = active[start : start + self._lanes_per_pack]
             began_s = self._clock.monotonic_s()

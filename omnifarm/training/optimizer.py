@@ -49,6 +49,8 @@ def clip(grad_CD: Tensor, *, max_norm: float) -> tuple[Tensor, float]:
 def adamw_(soft_CD: Tensor, *, grad_CD: Tensor, moments: Moments, step: int, recipe: TrainingRecipe) -> None:
     """Take one AdamW step in place (decoupled weight decay, bias-corrected).
 
+    What needs memory comes before the first change: a step that fails for want of it has changed nothing.
+
     Args:
         soft_CD: Soft tokens, float32; changed.
         grad_CD: Their clipped gradient.
@@ -57,11 +59,12 @@ def adamw_(soft_CD: Tensor, *, grad_CD: Tensor, moments: Moments, step: int, rec
         recipe: Rates and decays.
     """
     rate = recipe.learning_rate_at(step)
+    denominator = torch.empty_like(moments.second)
     if recipe.weight_decay:
         soft_CD.mul_(1.0 - rate * recipe.weight_decay)
     moments.first.lerp_(grad_CD, 1.0 - recipe.beta1)
     moments.second.mul_(recipe.beta2).addcmul_(grad_CD, grad_CD, value=1.0 - recipe.beta2)
     correction1 = 1.0 - recipe.beta1 ** (step + 1)
     correction2 = 1.0 - recipe.beta2 ** (step + 1)
-    denominator = (moments.second.sqrt() / math.sqrt(correction2)).add_(recipe.eps)
+    torch.sqrt(moments.second, out=denominator).div_(math.sqrt(correction2)).add_(recipe.eps)
     soft_CD.addcdiv_(moments.first, denominator, value=-rate / correction1)

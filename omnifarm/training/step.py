@@ -96,10 +96,9 @@ def packed_step(
                 [lane], sharding=sharding, special_ids=special_ids, config=config, share_prefixes=share_prefixes
             )
         return count
-    for lane, span in zip(lanes, held_out, strict=True):
+    for lane, span, one, grad_CD in zip(lanes, held_out, measured, grads, strict=True):
         if span:
             lane.measured(float(lane_loss(output, tasks=tasks, samples=span, recipe=lane.recipe).total.detach()))
-    for lane, one, grad_CD in zip(lanes, measured, grads, strict=True):
         if not lane.is_active:
             continue
         reason = _divergence(lane, one)

@@ -130,6 +130,11 @@ class Workbench:
         """Identity of the backbone."""
         return self._backbone.fingerprint
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes take part in every step, so that none can be repeated without them."""
+        return not isinstance(self._sharding, Replicated)
+
     def lane(
         self, spec: ConceptSpec, *, recipe: TrainingRecipe, identity: str, checkpoint: bytes | None = None
     ) -> Lane:

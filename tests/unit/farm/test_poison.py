@@ -1,0 +1,166 @@
+"""One concept that ends its step, or its whole process, and neighbours that must not pay for it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.clock import ManualClock
+from omnifarm.concept.samples import ConceptSample
+from omnifarm.errors import TrainingError
+from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
+from omnifarm.farm.worker import Worker
+from omnifarm.farm.worker_settings import WorkerSettings
+from omnifarm.store.memory import MemoryStore
+from omnifarm.training.lane import SampleSource
+from omnifarm.training.workbench import Workbench
+from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE, write_concepts
+
+MakeWorker = Callable[..., Worker]
+NAMES = ["ada", "bob", "eve"]
+
+
+class Killed(BaseException):
+    """The process is gone: nobody catches this."""
+
+
+class Poison:
+    """Samples that raise from a step on."""
+
+    def __init__(self, source: SampleSource, *, at: int, error: type[BaseException]) -> None:
+        self._source, self._at, self._error = source, at, error
+
+    def draw(self, step: int) -> Sequence[ConceptSample]:
+        if step >= self._at:
+            raise self._error("no room for 10 exabytes")
+        return self._source.draw(step)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_concepts(tmp_path_factory.mktemp("concepts"), NAMES)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return inspect_backbone(str(CHECKPOINT), overrides=RECIPE)
+
+
+@pytest.fixture(scope="module")
+def loaded(backbone: Backbone) -> LoadedBackbone:
+    return load_backbone(backbone.name)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def queue(store: MemoryStore, clock: ManualClock, folder: Path, backbone: Backbone) -> JobQueue:
+    queue = JobQueue(store, clock=clock)
+    submit_concepts(str(folder), queue=queue, backbone=backbone)
+    return queue
+
+
+@pytest.fixture
+def make_worker(store: MemoryStore, clock: ManualClock, backbone: Backbone, loaded: LoadedBackbone) -> MakeWorker:
+    """Make a worker for which the samples of `poisoned` raise `error` from step `at` on."""
+
+    def make(
+        *, poisoned: Sequence[str] = (), at: int = 0, error: type[BaseException] = RuntimeError, lanes_per_pack: int = 1
+    ) -> Worker:
+        workbench = Workbench(loaded, clock=clock, lanes_per_pack=lanes_per_pack)
+        add = workbench.trainer.add
+
+        def add_poisoned(lane):  # type: ignore[no-untyped-def]
+            if lane.name in poisoned:
+                lane.source = Poison(lane.source, at=at, error=error)
+            add(lane)
+
+        workbench.trainer.add = add_poisoned  # type: ignore[method-assign]
+        settings = WorkerSettings(lanes=3, lease_s=10, heartbeat_s=1, checkpoint_s=2)
+        return Worker(
+            "w", store=store, workbench=workbench, recipe=backbone.recipe, settings=settings, clock=clock
+        )  # fmt: skip
+
+    return make
+
+
+def by_name(queue: JobQueue) -> dict[str, JobRecord]:
+    return {record.name: record for record in queue.list()}
+
+
+@pytest.mark.parametrize("lanes_per_pack", [1, 3])
+def test_a_lane_whose_step_raises_fails_alone_with_its_traceback(
+    make_worker: MakeWorker, queue: JobQueue, lanes_per_pack: int
+) -> None:
+    make_worker(poisoned=["bob"], at=0, lanes_per_pack=lanes_per_pack).run()
+    records = by_name(queue)
+    assert {name: record.state for name, record in records.items()} == {
+        "ada": JobState.COMMITTED, "bob": JobState.FAILED, "eve": JobState.COMMITTED,
+    }  # fmt: skip
+    assert [records[name].attempts for name in NAMES] == [1, 5, 1]
+    assert records["bob"].error == "step 0 failed: RuntimeError: no room for 10 exabytes"
+    assert "in draw" in (records["bob"].traceback or "")
+
+
+def test_when_every_lane_fails_alone_it_is_the_worker(make_worker: MakeWorker, queue: JobQueue) -> None:
+    with pytest.raises(TrainingError, match="each of 3 lanes failed alone"):
+        make_worker(poisoned=NAMES).run()
+    assert [record.strikes for record in queue.list()] == [0, 0, 0]
+
+
+def test_lanes_that_fit_alone_and_not_together_share_a_forward_no_longer(
+    make_worker: MakeWorker, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(lanes_per_pack=3)
+    sharding = worker._workbench._sharding
+    forward, heights = sharding.forward, []
+
+    def small_forward(pack, *, soft_table: torch.Tensor):  # type: ignore[no-untyped-def]
+        heights.append(len(soft_table) // 5)
+        if len(soft_table) > 5:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(pack, soft_table=soft_table)
+
+    monkeypatch.setattr(sharding, "forward", small_forward)
+    worker.run()
+    assert {record.state for record in queue.list()} == {JobState.COMMITTED}
+    assert heights.count(3) == 1, "asked for together once"
+
+
+def test_a_concept_that_kills_its_process_is_given_up_and_its_neighbours_are_learned(
+    make_worker: MakeWorker, queue: JobQueue, clock: ManualClock
+) -> None:
+    deaths, most = 0, dict.fromkeys(NAMES, 0)
+    while not all(record.state.is_finished for record in queue.list()):
+        worker = make_worker(poisoned=["bob"], at=1, error=Killed)
+        step = worker.step
+
+        def slow_step(step: Callable[[], None] = step) -> None:
+            clock.advance_s(1.0)
+            step()
+
+        worker.step = slow_step  # type: ignore[method-assign]
+        try:
+            worker.run()
+        except Killed:
+            deaths += 1
+            clock.advance_s(11)
+        most = {record.name: max(most[record.name], record.strikes) for record in queue.list()}
+        assert deaths <= 5
+    records = by_name(queue)
+    assert [records[name].state for name in NAMES] == [JobState.COMMITTED, JobState.FAILED, JobState.COMMITTED]
+    assert "fell silent" in (records["bob"].error or "")
+    assert most["ada"] <= 2
+    assert most["eve"] <= 2
