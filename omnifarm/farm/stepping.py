@@ -10,7 +10,7 @@ import logging
 import traceback
 from dataclasses import dataclass, field
 
-from omnifarm.errors import TrainingError
+from omnifarm.errors import StoreError, TrainingError
 from omnifarm.logs import event
 from omnifarm.training.lane import Lane
 from omnifarm.training.workbench import Workbench
@@ -36,6 +36,8 @@ class Stepped:
     """Lanes that take no other step, no longer in the trainer."""
     failed: dict[str, Failure] = field(default_factory=dict)
     """Lanes whose own step raised, by name; still in the trainer."""
+    waiting: dict[str, StoreError] = field(default_factory=dict)
+    """Lanes that did not step because their pictures could not be fetched, by name, with the reason."""
 
 
 def step_lanes(workbench: Workbench) -> Stepped:
@@ -47,7 +49,7 @@ def step_lanes(workbench: Workbench) -> Stepped:
     """
     trainer = workbench.trainer
     try:
-        return Stepped(over=list(trainer.step()))
+        return Stepped(over=list(trainer.step()), waiting=trainer.waiting)
     except Exception as error:
         if workbench.is_shared:
             raise
@@ -59,6 +61,7 @@ def step_lanes(workbench: Workbench) -> Stepped:
     for lane in lanes:
         try:
             stepped.over.extend(trainer.step(only=lane.name))
+            stepped.waiting.update(trainer.waiting)
         except Exception as error:  # noqa: BLE001 - whatever one concept does to us must not stop the others
             reason = f"step {lane.step} failed: {type(error).__name__}: {error}"
             stepped.failed[lane.name] = Failure(reason=reason, trace=traceback.format_exc())

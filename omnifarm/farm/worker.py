@@ -6,13 +6,14 @@ A worker may die between any two lines. What it had leased is leased by somebody
 goes on from the last checkpoint to the same result, because a lane depends on nothing but its identity and its step.
 A worker that was only slow finds its lease gone at the next heartbeat and lets the lane go; were it to commit, the
 commit would be of the same object and only the first one counts. A store that is away for a while stops no training:
-what could not be renewed, saved or committed is tried again. Knows no Ray.
+what could not be renewed, saved or committed is tried again, and a lane whose pictures cannot be fetched waits for
+them while the others step. Knows no Ray.
 """
 
 import contextlib
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from omnifarm.clock import Clock, SystemClock
@@ -53,6 +54,8 @@ class _Held:
     """When its last step was over, on the monotonic clock."""
     finished: Finished | None = None
     """What it left, once that is made."""
+    waits_since_s: float | None = None
+    """Since when its pictures cannot be fetched, on the monotonic clock; None while they can."""
     failure: Failure | None = None
     """Why its attempt is over without a result, if another may go better."""
 
@@ -117,8 +120,8 @@ class Worker:
         while self._order is not Order.STOP and (self._held or self._over or not self._is_drained):
             if self._held:
                 self.step()
-            elif self._workbench.trainer.idle_turn(is_finished=False) is Turn.WAITING:
-                self._clock.sleep_s(self._settings.poll_s)
+            else:
+                self._idle()
             self._commit()
             if self._clock.monotonic_s() - self._looked_s >= self._wait_s:
                 self._look()
@@ -131,6 +134,9 @@ class Worker:
         """Advance every lane by one step; set aside those that are over; renew and save when due."""
         num_lanes, num_tokens = len(self._held), self._workbench.trainer.count.num_tokens
         stepped = step_lanes(self._workbench)
+        self._mind_waiting(stepped.waiting)
+        if len(stepped.waiting) == num_lanes:
+            self._idle()
         for lane in stepped.over:
             self._set_aside(lane.name)
         for name, failure in stepped.failed.items():
@@ -143,6 +149,23 @@ class Worker:
         if now_s - self._saved_s >= self._settings.checkpoint_s:
             self._saved_s = now_s
             self._save()
+
+    def _idle(self) -> None:
+        """Take part in what the others of a sharded cell do; rest if they do nothing."""
+        if self._workbench.trainer.idle_turn(is_finished=False) is Turn.WAITING:
+            self._clock.sleep_s(self._settings.poll_s)
+
+    def _mind_waiting(self, waiting: Mapping[str, StoreError]) -> None:
+        """End the attempts of lanes whose pictures could not be fetched for too long."""
+        now_s = self._clock.monotonic_s()
+        for name, held in list(self._held.items()):
+            if name not in waiting:
+                held.waits_since_s = None
+                continue
+            held.waits_since_s = now_s if held.waits_since_s is None else held.waits_since_s
+            if now_s - held.waits_since_s > self._settings.patience_s:
+                self._workbench.trainer.remove(name)
+                self._set_aside(name, Failure(reason=f"its pictures could not be fetched: {waiting[name]}"))
 
     def _set_aside(self, name: str, failure: Failure | None = None) -> None:
         """Take a lane that has left the trainer from those that train to those to be committed, or reported."""

@@ -14,7 +14,7 @@ import torch
 
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
 from omnifarm.clock import Clock, SystemClock
-from omnifarm.errors import TrainingError
+from omnifarm.errors import StoreError, TrainingError
 from omnifarm.logs import event
 from omnifarm.training.lane import Lane
 from omnifarm.training.sharding import Sharding, Turn
@@ -59,6 +59,8 @@ class Trainer:
         self._clock = clock or SystemClock()
         self.count = PackCount()
         """Tokens of all steps so far."""
+        self.waiting: dict[str, StoreError] = {}
+        """Lanes that sat the last step out because their pictures could not be fetched, by name, with the reason."""
         self._steps = 0
         self._lanes: dict[str, Lane] = {}
 
@@ -108,17 +110,20 @@ class Trainer:
         Args:
             only: Name of the one lane to advance.
         """
+        self.waiting = {}
         active = [lane for lane in self._lanes.values() if lane.is_active and only in (None, lane.name)]
         for start in range(0, len(active), self._lanes_per_pack):
             together = active[start : start + self._lanes_per_pack]
             began_s = self._clock.monotonic_s()
-            self.count += packed_step(
+            count, waiting = packed_step(
                 together,
                 sharding=self._sharding,
                 special_ids=self._special_ids,
                 config=self._config,
                 share_prefixes=self._share_prefixes,
             )
+            self.count += count
+            self.waiting |= waiting
             for lane in together:
                 lane.train_s += (self._clock.monotonic_s() - began_s) / len(together)
         if active:

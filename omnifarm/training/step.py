@@ -3,7 +3,7 @@
 The lanes' soft tokens are stacked into one table; every lane's slots are moved to its own rows; the loss is the sum of
 the lanes' own losses, so the gradient of each lane's rows is the gradient of its own loss and nothing else.
 A number that is not finite stops only the lane it belongs to: the step is then repeated lane by lane, so that guilt is
-decided without neighbours.
+decided without neighbours. A lane whose samples cannot be fetched just now sits the step out.
 """
 
 import logging
@@ -21,7 +21,7 @@ from omnifarm.backbone.segments import Segment, TextSegment
 from omnifarm.concept.artifact import MAX_NORM
 from omnifarm.concept.recipe import Task
 from omnifarm.concept.samples import ConceptSample
-from omnifarm.errors import OmniFarmError
+from omnifarm.errors import OmniFarmError, StoreError
 from omnifarm.logs import event
 from omnifarm.training.lane import Lane, StepLosses
 from omnifarm.training.objective import LaneLoss, lane_loss
@@ -58,8 +58,11 @@ def packed_step(
     special_ids: SpecialIds,
     config: BackboneConfig,
     share_prefixes: bool = True,
-) -> PackCount:
+) -> tuple[PackCount, dict[str, StoreError]]:
     """Advance every lane by one optimizer step; a lane that diverges is stopped instead.
+
+    A lane whose pictures cannot be fetched, because their store is away, is left out: it has not stepped and may be
+    asked again.
 
     Args:
         lanes: Active lanes with different names; changed in place.
@@ -69,14 +72,19 @@ def packed_step(
         share_prefixes: Lay equal prefixes out once; off only to measure what that saves.
 
     Returns:
-        How many tokens were computed and how many were not.
+        How many tokens were computed and how many were not; and by name the lanes that were left out, with the reason.
     """
-    drawn = _draw(lanes)
-    lanes = [lane for lane in lanes if lane.is_active]
-    if not lanes:
-        return PackCount()
+    ready, waiting = _draw(lanes)
+    if not ready:
+        return PackCount(), waiting
+    lanes = [one.lane for one in ready]
     packed, tasks, spans, held_out = pack_lanes(
-        lanes, drawn, special_ids=special_ids, config=config, share_prefixes=share_prefixes
+        lanes,
+        [one.samples for one in ready],
+        held_out=[one.held_out for one in ready],
+        special_ids=special_ids,
+        config=config,
+        share_prefixes=share_prefixes,
     )
     output = sharding.forward(packed.to(sharding.device), soft_table=torch.cat([lane.soft for lane in lanes]))
     losses = [
@@ -92,10 +100,11 @@ def packed_step(
     ]
     if len(lanes) > 1 and not all(_is_finite(one) for one in measured):
         for lane in lanes:
-            count += packed_step(
+            more, waits = packed_step(
                 [lane], sharding=sharding, special_ids=special_ids, config=config, share_prefixes=share_prefixes
             )
-        return count
+            count, waiting = count + more, waiting | waits
+        return count, waiting
     for lane, span, one, grad_CD in zip(lanes, held_out, measured, grads, strict=True):
         if span:
             lane.measured(float(lane_loss(output, tasks=tasks, samples=span, recipe=lane.recipe).total.detach()))
@@ -108,25 +117,37 @@ def packed_step(
         if reason is not None:
             lane.stop(reason)
             event(_logger, "lane_stopped", level=logging.WARNING, concept=lane.name, step=lane.step, reason=reason)
-    return count
+    return count, waiting
 
 
-def _draw(lanes: Sequence[Lane]) -> list[Sequence[ConceptSample]]:
-    """Return the samples of every lane that has them; a lane whose data fail is stopped."""
-    drawn = []
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Drawn:
+    lane: Lane
+    samples: Sequence[ConceptSample]
+    held_out: Sequence[ConceptSample]
+
+
+def _draw(lanes: Sequence[Lane]) -> tuple[list[_Drawn], dict[str, StoreError]]:
+    """Return the samples of every lane that has them, and who has to wait; a lane whose data fail is stopped."""
+    ready, waiting = [], {}
     for lane in lanes:
         try:
-            drawn.append(lane.source.draw(lane.step))
+            samples = lane.source.draw(lane.step)
+            held_out = lane.held_out.draw(0) if lane.held_out is not None and lane.wants_held_out else ()
+            ready.append(_Drawn(lane=lane, samples=samples, held_out=held_out))
+        except StoreError as error:
+            waiting[lane.name] = error
         except OmniFarmError as error:
             lane.stop(f"the samples of step {lane.step} cannot be made: {error}")
             event(_logger, "lane_stopped", level=logging.WARNING, concept=lane.name, step=lane.step, reason=str(error))
-    return drawn
+    return ready, waiting
 
 
 def pack_lanes(
     lanes: Sequence[Lane],
     drawn: Sequence[Sequence[ConceptSample]],
     *,
+    held_out: Sequence[Sequence[ConceptSample]] = (),
     special_ids: SpecialIds,
     config: BackboneConfig,
     share_prefixes: bool = True,
@@ -138,18 +159,17 @@ def pack_lanes(
     sequences: list[list[Segment]] = []
     tasks: list[Task] = []
     spans: list[range] = []
-    held_out: list[range] = []
+    held_out_spans: list[range] = []
     row = 0
-    for lane, samples in zip(lanes, drawn, strict=True):
-        measured = lane.held_out.draw(0) if lane.held_out is not None and lane.wants_held_out else ()
+    for lane, samples, measured in zip(lanes, drawn, held_out or [()] * len(lanes), strict=True):
         first, middle = len(sequences), len(sequences) + len(samples)
         spans.append(range(first, middle))
-        held_out.append(range(middle, middle + len(measured)))
+        held_out_spans.append(range(middle, middle + len(measured)))
         sequences += [shift_rows(sample.segments, by=row) for sample in (*samples, *measured)]
         tasks += [sample.task for sample in (*samples, *measured)]
         row += lane.soft.shape[0]
     packed = pack(sequences, special_ids=special_ids, config=config, share_prefixes=share_prefixes)
-    return packed, tasks, spans, held_out
+    return packed, tasks, spans, held_out_spans
 
 
 def shift_rows(segments: Sequence[Segment], *, by: int) -> list[Segment]:

@@ -9,7 +9,7 @@ import torch
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.clock import ManualClock
 from omnifarm.concept.samples import ConceptSample
-from omnifarm.errors import TrainingError
+from omnifarm.errors import StoreError, TrainingError
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
@@ -112,6 +112,37 @@ def test_a_lane_whose_step_raises_fails_alone_with_its_traceback(
     assert [records[name].attempts for name in NAMES] == [1, 5, 1]
     assert records["bob"].error == "step 0 failed: RuntimeError: no room for 10 exabytes"
     assert "in draw" in (records["bob"].traceback or "")
+
+
+def test_a_lane_whose_pictures_are_away_waits_for_them(
+    make_worker: MakeWorker, queue: JobQueue, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker(poisoned=["bob"], at=2, error=StoreError)
+    sleep_s = clock.sleep_s
+
+    def sleep_until_it_is_back(duration_s: float) -> None:
+        sleep_s(duration_s)
+        if clock.monotonic_s() - began_s > 200:
+            worker._held["bob"].lane.source._at = 99  # type: ignore[attr-defined]
+
+    began_s = clock.monotonic_s()
+    monkeypatch.setattr(clock, "sleep_s", sleep_until_it_is_back)
+    worker.run()
+    assert {(record.state, record.attempts) for record in queue.list()} == {(JobState.COMMITTED, 1)}
+
+
+def test_pictures_that_stay_away_end_the_attempt_and_not_the_job(
+    make_worker: MakeWorker, queue: JobQueue, clock: ManualClock
+) -> None:
+    worker = make_worker(poisoned=["bob"], at=2, error=StoreError)
+    worker._look()
+    for _ in range(14):
+        clock.advance_s(30.0)
+        worker.step()
+        worker._commit()
+    records = by_name(queue)
+    assert [records[name].state for name in NAMES] == [JobState.COMMITTED, JobState.QUEUED, JobState.COMMITTED]
+    assert records["bob"].error == "its pictures could not be fetched: no room for 10 exabytes"
 
 
 def test_when_every_lane_fails_alone_it_is_the_worker(make_worker: MakeWorker, queue: JobQueue) -> None:

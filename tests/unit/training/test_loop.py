@@ -12,7 +12,7 @@ from omnifarm.backbone.packing import pack
 from omnifarm.backbone.segments import LatentSegment, Segment
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.samples import ConceptSample
-from omnifarm.errors import TrainingError
+from omnifarm.errors import ConceptError, StoreError, TrainingError
 from omnifarm.training.checkpoint import load_lane, save_lane
 from omnifarm.training.lane import Lane, SampleSource
 from omnifarm.training.loop import Trainer
@@ -143,6 +143,48 @@ def test_a_lane_with_a_broken_number_stops_alone(
     assert healthy.is_done
     assert healthy.stopped is None
     assert torch.equal(healthy.soft, expected.soft), "it went on alone, as if it always had been"
+
+
+class Away:
+    """Samples that cannot be drawn while `error` is set."""
+
+    def __init__(self, source: SampleSource, *, error: Exception | None = None) -> None:
+        self._source, self.error = source, error
+
+    def draw(self, step: int) -> Sequence[ConceptSample]:
+        if self.error is not None:
+            raise self.error
+        return self._source.draw(step)
+
+
+@pytest.mark.parametrize("lanes_per_pack", [1, 2])
+def test_a_lane_whose_pictures_cannot_be_fetched_waits_while_the_others_step(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane, lanes_per_pack: int
+) -> None:
+    expected, waits, steps = make_lane("a"), make_lane("a"), make_lane("b", seed=3)
+    run(make_trainer(), expected)
+    waits.source = away = Away(waits.source, error=StoreError("the store is away"))
+    trainer = make_trainer(lanes_per_pack)
+    trainer.add(waits)
+    trainer.add(steps)
+    assert trainer.step() == []
+    assert (waits.step, steps.step, list(trainer.waiting)) == (0, 1, ["a"])
+    away.error = None
+    run(trainer)
+    assert trainer.waiting == {}
+    assert waits.stopped is None
+    torch.testing.assert_close(waits.soft, expected.soft, rtol=0, atol=1e-4)
+
+
+def test_a_bad_held_out_picture_stops_its_lane_alone(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane, recipe: TrainingRecipe
+) -> None:
+    bad = make_lane("a", recipe=replace(recipe, held_out_photos=1, held_out_every=2))
+    bad.held_out = Away(bad.source, error=ConceptError("7.png was changed"))
+    good = make_lane("b", seed=3)
+    run(make_trainer(2), bad, good)
+    assert (bad.step, good.is_done) == (2, True)
+    assert bad.stopped == "the samples of step 2 cannot be made: 7.png was changed"
 
 
 def test_an_exploding_lane_stops_with_its_numbers(make_trainer: Callable[..., Trainer], make_lane: MakeLane) -> None:
