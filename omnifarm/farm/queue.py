@@ -76,7 +76,7 @@ class JobQueue:
     ) -> JobRecord:
         """Create a job, or return the one that exists under the same identity, whatever its state.
 
-        A job that still waits takes on the new submission and priority.
+        A job that still waits takes on the new submission and priority, an unfinished one the place for its next try.
 
         Args:
             name: The concept's name.
@@ -246,13 +246,17 @@ class JobQueue:
 
         return self._change_held(held, end, event_name="attempt_failed")
 
-    def retry(self, job_id: str) -> JobRecord:
-        """Queue a failed or cancelled job again with its strikes forgotten; any other job is returned as it is."""
+    def retry(self, job_id: str, *, concept_url: str | None = None) -> JobRecord:
+        """Queue a failed or cancelled job again with its strikes forgotten; any other job is returned as it is.
+
+        `concept_url` says where its data lie now; None for where they lay.
+        """
 
         def again(record: JobRecord) -> JobRecord:
             if record.state not in (JobState.FAILED, JobState.CANCELLED):
                 return record
-            return replace(record, state=JobState.QUEUED, strikes=0, attempts=0, not_before_s=0.0)
+            url = concept_url or record.concept_url
+            return replace(record, state=JobState.QUEUED, concept_url=url, strikes=0, attempts=0, not_before_s=0.0)
 
         return self._order(job_id, again, event_name="job_retried")
 
@@ -266,9 +270,11 @@ class JobQueue:
 
     def _submit_again(self, wanted: JobRecord) -> JobRecord:
         def refile(record: JobRecord) -> JobRecord:
-            if record.state is not JobState.QUEUED:
+            if record.state.is_finished:
                 return record
-            return replace(record, submission=wanted.submission, priority=wanted.priority)
+            record = replace(record, concept_url=wanted.concept_url)
+            is_held = record.state.is_held
+            return record if is_held else replace(record, submission=wanted.submission, priority=wanted.priority)
 
         return self._order(wanted.job_id, refile, event_name="job_refiled")
 
@@ -339,9 +345,8 @@ class JobQueue:
             return None
         if found is None or (found.is_suspect and not is_first):
             return None
-        lease = Lease(
-            worker=worker, token=secrets.token_hex(16), expires_at_s=now_s + ttl_s, from_step=found.saved_step
-        )
+        token, step = secrets.token_hex(16), found.saved_step
+        lease = Lease(worker=worker, token=token, expires_at_s=now_s + ttl_s, from_step=step)
         after = replace(found, state=JobState.LEASED, lease=lease, attempts=found.attempts + 1, not_before_s=0.0)
         written = self.records.swap(record, after, etag)
         if written is not None:

@@ -108,6 +108,16 @@ def test_the_same_identity_twice_is_one_job(queue: JobQueue) -> None:
     assert len(queue.list()) == 1
 
 
+def test_a_held_job_submitted_from_another_place_goes_there_when_it_is_tried_again(queue: JobQueue) -> None:
+    submit(queue)
+    held = lease(queue)
+    identity = held.identity
+    queue.submit(name="maeve", concept_url="elsewhere", identity=identity, num_steps=10, submission="other")
+    held = queue.heartbeat(held, step=1, ttl_s=TTL_S)
+    assert (held.concept_url, held.submission) == ("elsewhere", "default")
+    assert queue.release(held).concept_url == "elsewhere"
+
+
 def test_a_committed_job_is_not_leased_again(queue: JobQueue, store: FlakyStore, clock: ManualClock) -> None:
     submit(queue)
     queue.complete(lease(queue), artifact="a")

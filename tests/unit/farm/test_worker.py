@@ -1,4 +1,5 @@
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,22 @@ def test_submitting_again_is_the_same_job(
     make_worker("w").run()
     before = queue.list()
     assert submit_concepts(str(folder), queue=queue, backbone=backbone) == before
+
+
+def test_a_job_submitted_again_from_another_place_is_read_there(
+    make_worker: MakeWorker, folder: Path, tmp_path: Path, queue: JobQueue, backbone: Backbone
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(folder / "ada", first / "ada")
+    shutil.copytree(folder / "bob", first / "bob")
+    for job in submit_concepts(str(first), queue=queue, backbone=backbone):
+        queue.cancel(job.job_id)
+    queue.retry(by_name(queue)["bob"].job_id)
+    first.rename(second)  # one job is cancelled, the other waits
+    submit_concepts(str(second), queue=queue, backbone=backbone)
+    make_worker("w").run()
+    records = by_name(queue)
+    assert [records[name].state for name in ("ada", "bob")] == [JobState.COMMITTED] * 2
 
 
 def test_another_recipe_is_another_job(folder: Path, jobs: list[JobRecord], queue: JobQueue) -> None:
