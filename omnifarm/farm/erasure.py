@@ -12,6 +12,7 @@ from omnifarm.concept.recipe import Precision
 from omnifarm.concept.repository import PREFIX as ARTIFACTS
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.farm.index import entry_of
+from omnifarm.farm.job import JobRecord
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, INDEX, record_key
 from omnifarm.store.base import Store
@@ -36,8 +37,8 @@ class ErasureReport:
 def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
     """Delete everything a farm knows of a concept. Safe to repeat; reads every job record.
 
-    Jobs under way are cancelled first; their workers let go at the next heartbeat and write nothing afterwards that is
-    not deleted by a repetition.
+    Jobs under way are cancelled first; their workers let go at the next heartbeat and then erase by themselves what
+    they wrote meanwhile (`erase_traces`). Only of a worker that dies before it, something is left to a repetition.
 
     Args:
         name: Without angle brackets.
@@ -49,10 +50,7 @@ def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
     for record in records:
         queue.cancel(record.job_id)
     prefixes = [f"{ARTIFACTS}{name}/"]
-    for record in records:
-        prefixes.append(f"{CHECKPOINTS}{record.job_id}.")
-        folders = [prepared_folder(record.identity.backbone_fingerprint, dtype=name) for name in get_args(Precision)]
-        prefixes += [folder + digest for folder in folders for digest in record.pictures]
+    prefixes += [prefix for record in records for prefix in _traces(record)]
     keys = [key for prefix in dict.fromkeys(prefixes) for key in store.erasable(prefix)]
     keys += [INDEX + entry.key for record in records if (entry := entry_of(record)) is not None]
     # Records last: as long as one is there, a repetition knows what to delete.
@@ -60,3 +58,14 @@ def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
     for key in keys:
         store.erase(key)
     return ErasureReport(versions=versions, jobs=len(records), objects=len(set(keys)))
+
+
+def erase_traces(record: JobRecord, *, store: Store) -> None:
+    """Delete what a job's worker wrote besides the artifact: checkpoints, curves, prepared pictures. Safe to repeat."""
+    for key in [key for prefix in _traces(record) for key in store.erasable(prefix)]:
+        store.erase(key)
+
+
+def _traces(record: JobRecord) -> list[str]:
+    folders = [prepared_folder(record.identity.backbone_fingerprint, dtype=name) for name in get_args(Precision)]
+    return [f"{CHECKPOINTS}{record.job_id}.", *(folder + digest for folder in folders for digest in record.pictures)]

@@ -30,7 +30,6 @@ _MAX_MISSES = 3
 # Spelled here because inside the class `list` is a method.
 _Records = list[JobRecord]
 _Entries = list[Entry]
-_Texts = list[str]
 
 
 class JobQueue:
@@ -59,7 +58,7 @@ class JobQueue:
         self._chance = chance if chance is not None else random.Random(secrets.randbits(64))
         self.records = JobRecords(store, clock=clock, chance=self._chance)
         self.index = self.records.index
-        self._submissions: dict[str, tuple[float, _Texts]] = {}
+        self._submissions: dict[str, tuple[float, list[str]]] = {}
         self._swept_s: dict[str, float] = {}
 
     def submit(
@@ -261,10 +260,11 @@ class JobQueue:
         return self._order(job_id, again, event_name="job_retried")
 
     def cancel(self, job_id: str) -> JobRecord:
-        """Call an unfinished job off; its worker learns it at the next heartbeat. A finished job is returned as it is."""
+        """Call an unfinished job off; its worker learns it at a heartbeat and erases the checkpoint. Others stay."""
 
         def call_off(record: JobRecord) -> JobRecord:
-            return record if record.state.is_finished else replace(record, state=JobState.CANCELLED, lease=None)
+            is_over = record.state.is_finished
+            return record if is_over else replace(record, state=JobState.CANCELLED, lease=None, saved_step=0)
 
         return self._order(job_id, call_off, event_name="job_cancelled")
 

@@ -22,7 +22,8 @@ from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError, FarmError, NotFoundError, StoreError, TrainingError
 from omnifarm.farm.control import FarmControl, Order
-from omnifarm.farm.job import JobRecord, LeaseLostError, pool_of
+from omnifarm.farm.erasure import erase_traces
+from omnifarm.farm.job import JobRecord, JobState, LeaseLostError, pool_of
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, checkpoint_key
@@ -284,6 +285,7 @@ class Worker:
             return
         if held.finished is None:
             held.finished = self._workbench.finish(lane, spec=held.spec, identity=record.job_id)
+        is_first = False
         try:
             # Nothing is written by a worker whose lease is gone, however late it comes.
             held.record = self._queue.heartbeat(record, step=lane.step, ttl_s=self._settings.lease_s)
@@ -293,6 +295,8 @@ class Worker:
         except (LeaseLostError, NotFoundError) as error:
             self._metrics.count("omnifarm_leases_lost_total")
             event(_logger, "late_commit_discarded", concept=record.name, worker=self._id, reason=str(error))
+            if self._erase_if_called_off(record) and is_first:
+                self._repository.delete(record.name, version=record.job_id)
             self._lane_log.end(record, lane, is_learned=False)
             return
         self._metrics.count("omnifarm_concepts_committed_total")
@@ -326,6 +330,7 @@ class Worker:
         except (LeaseLostError, NotFoundError) as error:
             self._metrics.count("omnifarm_leases_lost_total")
             event(_logger, "lane_let_go", level=logging.WARNING, concept=name, worker=self._id, reason=str(error))
+            self._erase_if_called_off(held.record)
             self._lane_log.end(held.record, held.lane, is_learned=False)
             if held in self._over:
                 self._over.remove(held)
@@ -362,6 +367,20 @@ class Worker:
             self._queue.fail(record, reason=reason, retryable=retryable, traceback=trace)
         except (LeaseLostError, NotFoundError) as error:
             event(_logger, "late_failure_discarded", concept=record.name, worker=self._id, reason=str(error))
+            self._erase_if_called_off(record)
+
+    def _erase_if_called_off(self, record: JobRecord) -> bool:
+        """Erase what this worker wrote of a job that a person cancelled or deleted meanwhile; return whether one did.
+
+        Whoever deletes a concept cannot see what is written a moment later, so this is left to the one who writes.
+        """
+        try:
+            if self._queue.get(record.job_id).state is not JobState.CANCELLED:
+                return False
+        except NotFoundError:
+            pass
+        erase_traces(record, store=self._store)
+        return True
 
 
 def _is_on_trial(held: _Held) -> bool:

@@ -1,6 +1,7 @@
 """What stays behind, what may be taken back, and what must be gone: over real artifacts of a tiny backbone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -43,13 +44,18 @@ class Farm:
         self.queue = JobQueue(self.store, clock=self.clock)
         self.repository = ConceptRepository(self.store)
 
-    def learn(self, *, seed: int = 0) -> dict[str, str]:
+    def submit(self, *, seed: int = 0) -> tuple[dict[str, str], Worker]:
         backbone = inspect_backbone(str(CHECKPOINT), overrides={**RECIPE, "steps": 2, "seed": seed})
         jobs = submit_concepts(str(self.folder), queue=self.queue, backbone=backbone)
         workbench = Workbench(self.loaded, clock=self.clock, store=self.store)
-        Worker("w", store=self.store, workbench=workbench, recipe=backbone.recipe, clock=self.clock).run()
+        worker = Worker("w", store=self.store, workbench=workbench, recipe=backbone.recipe, clock=self.clock)
+        return {job.name: job.job_id for job in jobs}, worker
+
+    def learn(self, *, seed: int = 0) -> dict[str, str]:
+        jobs, worker = self.submit(seed=seed)
+        worker.run()
         self.clock.advance_s(60)
-        return {job.name: job.job_id for job in jobs}
+        return jobs
 
 
 @pytest.fixture
@@ -80,6 +86,43 @@ def test_prepared_pictures_go_also_when_the_photographs_went_first(farm: Farm, t
     farm.folder.rename(tmp_path / "away")
     erase_concept("eve", store=farm.store, queue=farm.queue)
     assert list(farm.store.list()) == []
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+@pytest.mark.parametrize("moment", ["preparing", "saving", "committing"])
+def test_a_worker_erases_what_it_wrote_after_the_deletion(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch, moment: str, is_cancelled: bool
+) -> None:
+    jobs, worker = farm.submit()
+
+    def delete_ada_before(owner: object, name: str) -> None:
+        act = getattr(owner, name)
+
+        def late(*args: Any, **named: Any) -> object:
+            if not args or args[0].name == "ada":
+                monkeypatch.setattr(owner, name, act)
+                if is_cancelled:
+                    farm.queue.cancel(jobs["ada"])
+                else:
+                    erase_concept("ada", store=farm.store, queue=farm.queue)
+            return act(*args, **named)
+
+        monkeypatch.setattr(owner, name, late)
+
+    places = {
+        "preparing": (worker._workbench, "lane"), "saving": (worker, "_save"), "committing": (worker._repository, "commit")
+    }  # fmt: skip
+    delete_ada_before(*places[moment])
+    worker._look()
+    farm.clock.advance_s(31)
+    worker.step()  # renews, then saves
+    assert (f"checkpoints/{jobs['ada']}.safetensors" in farm.store.list()) == (moment != "preparing")
+    farm.clock.advance_s(6)
+    worker.run()
+    records = [f"jobs/{jobs['ada']}.json"] if is_cancelled else []
+    assert [key for key in farm.store.list() if "/ada/" in key or jobs["ada"] in key] == records
+    assert len(list(farm.store.list("prepared/"))) == 2, "bob's"
+    assert farm.repository.latest("bob").version == jobs["bob"]
 
 
 @pytest.mark.s3
