@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from omnifarm.clock import Clock
 from omnifarm.errors import StoreError
+from omnifarm.farm.metrics import Metrics
 from omnifarm.logs import event
 from omnifarm.store.base import Store
 
@@ -27,6 +28,23 @@ class LogEvents:
     def emit(self, name: str, **fields: Any) -> None:
         """See `EventSink.emit`."""
         event(_logger, name, **fields)
+
+
+class CountedEvents:
+    """Events as lines of the log; what Prometheus is to know of them is counted as well.
+
+    Args:
+        metrics: Where the counts go.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def emit(self, name: str, **fields: Any) -> None:
+        """See `EventSink.emit`."""
+        event(_logger, name, **fields)
+        if name == "lease_taken_over":
+            self._metrics.count("omnifarm_lease_takeovers_total")
 
 
 class StoreEvents:

@@ -23,6 +23,7 @@ from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError, FarmError, NotFoundError, StoreError, TrainingError
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.erasure import erase_traces
+from omnifarm.farm.events import CountedEvents
 from omnifarm.farm.job import JobRecord, JobState, LeaseLostError, pool_of
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
@@ -99,7 +100,7 @@ class Worker:
         self._lane_log = LaneLog(tracker)
         self._clock = clock or SystemClock()
         self._pool = pool_of(recipe_digest=recipe.digest(), backbone_fingerprint=workbench.fingerprint)
-        self._queue = JobQueue(store, clock=self._clock)
+        self._queue = JobQueue(store, clock=self._clock, events=CountedEvents(self._metrics))
         self._control = FarmControl(store)
         self._order = Order.WORK
         self._repository = ConceptRepository(store)
@@ -208,7 +209,6 @@ class Worker:
             with self._patiently("leasing"):
                 records = self._queue.lease_next(self._id, pool=self._pool, ttl_s=self._settings.lease_s, max=free)
         for record in records:
-            self._metrics.count("omnifarm_lease_takeovers_total", float(record.attempts > 1))
             if record.is_suspect:
                 # Should it end this process, the others were getting on and it is not held against them.
                 self._save()

@@ -1,5 +1,6 @@
 """One concept that ends its step, or its whole process, and neighbours that must not pay for it."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from omnifarm.clock import ManualClock
 from omnifarm.concept.samples import ConceptSample
 from omnifarm.errors import StoreError, TrainingError
 from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.metrics import NoMetrics
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
 from omnifarm.farm.worker import Worker
@@ -72,8 +74,25 @@ def queue(store: MemoryStore, clock: ManualClock, folder: Path, backbone: Backbo
     return queue
 
 
+class Counts(NoMetrics):
+    """Remembers which counters went up, how often."""
+
+    def __init__(self) -> None:
+        self.of: Counter[str] = Counter()
+
+    def count(self, name: str, value: float = 1.0) -> None:
+        self.of[name] += int(value)
+
+
 @pytest.fixture
-def make_worker(store: MemoryStore, clock: ManualClock, backbone: Backbone, loaded: LoadedBackbone) -> MakeWorker:
+def counts() -> Counts:
+    return Counts()
+
+
+@pytest.fixture
+def make_worker(
+    store: MemoryStore, clock: ManualClock, backbone: Backbone, loaded: LoadedBackbone, counts: Counts
+) -> MakeWorker:
     """Make a worker for which the samples of `poisoned` raise `error` from step `at` on."""
 
     def make(
@@ -90,8 +109,14 @@ def make_worker(store: MemoryStore, clock: ManualClock, backbone: Backbone, load
         workbench.trainer.add = add_poisoned  # type: ignore[method-assign]
         settings = WorkerSettings(lanes=3, lease_s=10, heartbeat_s=1, checkpoint_s=2)
         return Worker(
-            "w", store=store, workbench=workbench, recipe=backbone.recipe, settings=settings, clock=clock
-        )  # fmt: skip
+            "w",
+            store=store,
+            workbench=workbench,
+            recipe=backbone.recipe,
+            settings=settings,
+            metrics=counts,
+            clock=clock,
+        )
 
     return make
 
@@ -102,7 +127,7 @@ def by_name(queue: JobQueue) -> dict[str, JobRecord]:
 
 @pytest.mark.parametrize("lanes_per_pack", [1, 3])
 def test_a_lane_whose_step_raises_fails_alone_with_its_traceback(
-    make_worker: MakeWorker, queue: JobQueue, lanes_per_pack: int
+    make_worker: MakeWorker, queue: JobQueue, counts: Counts, lanes_per_pack: int
 ) -> None:
     make_worker(poisoned=["bob"], at=0, lanes_per_pack=lanes_per_pack).run()
     records = by_name(queue)
@@ -112,6 +137,7 @@ def test_a_lane_whose_step_raises_fails_alone_with_its_traceback(
     assert [records[name].attempts for name in NAMES] == [1, 5, 1]
     assert records["bob"].error == "step 0 failed: RuntimeError: no room for 10 exabytes"
     assert "in draw" in (records["bob"].traceback or "")
+    assert counts.of["omnifarm_lease_takeovers_total"] == 0, "tried again after a rest, not taken over"
 
 
 def test_a_lane_whose_pictures_are_away_waits_for_them(
@@ -171,7 +197,7 @@ def test_lanes_that_fit_alone_and_not_together_share_a_forward_no_longer(
 
 
 def test_a_concept_that_kills_its_process_is_given_up_and_its_neighbours_are_learned(
-    make_worker: MakeWorker, queue: JobQueue, clock: ManualClock
+    make_worker: MakeWorker, queue: JobQueue, clock: ManualClock, counts: Counts
 ) -> None:
     deaths, most = 0, dict.fromkeys(NAMES, 0)
     while not all(record.state.is_finished for record in queue.list()):
@@ -195,3 +221,4 @@ def test_a_concept_that_kills_its_process_is_given_up_and_its_neighbours_are_lea
     assert "fell silent" in (records["bob"].error or "")
     assert most["ada"] <= 2
     assert most["eve"] <= 2
+    assert counts.of["omnifarm_lease_takeovers_total"] >= deaths - 1
