@@ -28,7 +28,7 @@ from omnifarm.farm.planner import places_for, plan_cells
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.sharing import DriverRegistry
 from omnifarm.farm.submission import inspect_backbone, submit_concepts
-from omnifarm.farm.worker_settings import WorkerSettings
+from omnifarm.farm.worker_settings import WorkerSettings, heartbeat_for
 from omnifarm.logs import configure
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
@@ -129,7 +129,7 @@ def main(
                 else compiled,
                 checkpoint_s=checkpoint_s,
                 lease_s=lease_s,
-                heartbeat_s=min(5.0, lease_s / 4),
+                heartbeat_s=heartbeat_for(lease_s),
                 stop_at_s=None if deadline is None else clock.now_s() + deadline,
                 track=track,
             )

@@ -181,25 +181,49 @@ def chaos(
 
 @app.command()
 def simulate(
-    concepts: Annotated[int, typer.Option(min=1, help="Concepts queued at the start.")] = 1_000_000,
-    gpus: Annotated[int, typer.Option(min=8, help="Devices, in nodes of 8.")] = 2_000,
+    concepts: Annotated[int, typer.Option(min=1, help="Concepts queued at the start.")] = 2_000,
+    gpus: Annotated[int, typer.Option(min=8, help="Devices, in nodes of 8.")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Steps per concept.")] = 2_000,
     step_s: Annotated[float, typer.Option(min=0.001, help="Seconds of one step of a device with 8 lanes.")] = 1.0,
     mtbf_h: Annotated[float, typer.Option(min=1, help="Mean device hours between failures.")] = 50_000.0,
     preemption_h: Annotated[float, typer.Option(min=0.1, help="Mean hours until a spot node is taken away.")] = 24.0,
+    lease_s: Annotated[float | None, typer.Option(help="As of `train_concepts.py`; default: a worker's.")] = None,
+    heartbeat_s: Annotated[
+        float | None, typer.Option(help="Between renewals; default: what the lease asks for.")
+    ] = None,
+    checkpoint_s: Annotated[float | None, typer.Option(help="As of `train_concepts.py`; default: a worker's.")] = None,
+    min_utilisation: Annotated[float, typer.Option(min=0, max=1, help="Least share of useful device time.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,
     json: Json = False,
 ) -> None:
     """Run the farm's queue, planner and policies under a simulated clock, with failures and spot pre-emptions.
 
-    Exit code 1 unless every concept is committed exactly once. How long a step takes is an assumption to set.
+    Exit code 1 unless every concept is committed exactly once and devices are used well. How long a step takes is an
+    assumption to set.
     """
     from rich.progress import Progress
 
+    from omnifarm.farm.planner import MAX_LANES
     from omnifarm.farm.simulation import Simulation, SimulationConfig
+    from omnifarm.farm.worker_settings import WorkerSettings, heartbeat_for
 
+    usual = WorkerSettings()
+    lease_s = lease_s or usual.lease_s
+    worker = WorkerSettings(
+        lanes=MAX_LANES,
+        lease_s=lease_s,
+        heartbeat_s=heartbeat_s or heartbeat_for(lease_s),
+        checkpoint_s=checkpoint_s or usual.checkpoint_s,
+    )
     config = SimulationConfig(
-        concepts=concepts, gpus=gpus, steps=steps, step_s=step_s, mtbf_h=mtbf_h, preemption_h=preemption_h, seed=seed
+        concepts=concepts,
+        gpus=gpus,
+        steps=steps,
+        step_s=step_s,
+        mtbf_h=mtbf_h,
+        preemption_h=preemption_h,
+        worker=worker,
+        seed=seed,
     )
     with Progress(console=people) as bar:
         task = bar.add_task("committed", total=concepts)
@@ -209,7 +233,7 @@ def simulate(
     else:
         for name, value in report.items():
             results.print(f"{name}: {value}")
-    if report["committed"] != concepts or report["committed_twice"]:
+    if report["committed"] != concepts or report["committed_twice"] or report["utilisation"] < min_utilisation:
         raise typer.Exit(1)
 
 

@@ -19,13 +19,15 @@ from omnifarm.errors import ConfigError
 from omnifarm.farm.cells import FleetPlan, decide
 from omnifarm.farm.control import PREFIX as CONTROL
 from omnifarm.farm.job import JobIdentity, JobRecord, LeaseLostError, pool_of
-from omnifarm.farm.planner import plan_cells
+from omnifarm.farm.planner import MAX_LANES, plan_cells
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, checkpoint_key
 from omnifarm.farm.sharing import Demand, fair_shares
+from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.memory import MemoryStore
 
 _POOL = pool_of(recipe_digest="simulated", backbone_fingerprint="simulated")
+_WORKER = WorkerSettings(lanes=MAX_LANES)
 _ARTIFACT_REQUESTS = {"head": 1, "put": 3}
 
 
@@ -41,8 +43,6 @@ class SimulationConfig:
     """Devices of a node; a node carries one cell."""
     steps: int = 2_000
     """Steps per concept."""
-    lanes: int = 8
-    """Concepts a device trains side by side."""
     step_s: float = 1.0
     """Seconds of one step of a full device; with fewer lanes a step takes proportionally less."""
     start_s: float = 150.0
@@ -55,12 +55,8 @@ class SimulationConfig:
     """Warning before that; workers save and give back."""
     absence_s: float = 900.0
     """Mean time until a node is replaced."""
-    lease_s: float = 1200.0
-    """Length of a lease."""
-    heartbeat_s: float = 400.0
-    """Between renewals."""
-    checkpoint_s: float = 300.0
-    """Between checkpoints."""
+    worker: WorkerSettings = _WORKER
+    """Lanes of a device, and how long leases, heartbeats and checkpoints are; the rest of it is not simulated."""
     seed: int = 0
     """Of all chance."""
 
@@ -191,7 +187,7 @@ class Simulation:
             num_cpus=config.gpus * 8,
             num_gpus=config.gpus,
             workers_per_cell=config.gpus_per_node,
-            lanes=config.lanes,
+            lanes=config.worker.lanes,
         )
         self._plan = FleetPlan(pool=_POOL, workers_per_cell=shape.num_workers, lanes=shape.lanes)
 
@@ -287,7 +283,7 @@ class Simulation:
 
     @property
     def _lane_step_s(self) -> float:
-        return self._config.step_s / self._config.lanes
+        return self._config.step_s / self._config.worker.lanes
 
     def _begin(self, worker: _Worker) -> None:
         worker.seen_s = worker.beat_s = worker.saved_s = self._clock.time_s
@@ -302,18 +298,18 @@ class Simulation:
         for lane in [lane for lane in worker.lanes if lane.step >= config.steps - 1e-6]:
             worker.lanes.remove(lane)
             self._use(lane, self._commit)
-        if now_s - worker.beat_s >= config.heartbeat_s - 1e-6:
+        if now_s - worker.beat_s >= config.worker.heartbeat_s - 1e-6:
             worker.beat_s = now_s
             list(self.store.list(CONTROL))
             for lane in list(worker.lanes):
                 if not self._use(lane, self._renew):
                     worker.lanes.remove(lane)
-        if now_s - worker.saved_s >= config.checkpoint_s - 1e-6:
+        if now_s - worker.saved_s >= config.worker.checkpoint_s - 1e-6:
             worker.saved_s = now_s
             self._save(worker)
-        free = config.lanes - len(worker.lanes)
+        free = config.worker.lanes - len(worker.lanes)
         if free:
-            leased = self._queue.lease_next(worker.name, pool=_POOL, ttl_s=config.lease_s, max=free)
+            leased = self._queue.lease_next(worker.name, pool=_POOL, ttl_s=config.worker.lease_s, max=free)
             worker.lanes += [_Lane(record, float(record.saved_step), record.saved_step) for record in leased]
         worker.turn += 1
         turn = worker.turn
@@ -322,14 +318,14 @@ class Simulation:
     def _next_s(self, worker: _Worker) -> float:
         config, now_s = self._config, self._clock.time_s
         if not worker.lanes:
-            return config.lease_s / 4
+            return config.worker.lease_s / 4
         shortest = min(config.steps - lane.step for lane in worker.lanes)
         return max(
             0.0,
             min(
                 shortest * self._lane_step_s * len(worker.lanes),
-                worker.beat_s + config.heartbeat_s - now_s,
-                worker.saved_s + config.checkpoint_s - now_s,
+                worker.beat_s + config.worker.heartbeat_s - now_s,
+                worker.saved_s + config.worker.checkpoint_s - now_s,
             ),
         )
 
@@ -351,7 +347,7 @@ class Simulation:
 
     def _renew(self, lane: _Lane) -> None:
         lane.record = self._queue.heartbeat(
-            lane.record, step=int(lane.step), saved_step=lane.saved, ttl_s=self._config.lease_s
+            lane.record, step=int(lane.step), saved_step=lane.saved, ttl_s=self._config.worker.lease_s
         )
 
     def _commit(self, lane: _Lane) -> None:
@@ -381,6 +377,9 @@ class Simulation:
         return {
             "concepts": config.concepts,
             "gpus": config.gpus,
+            "lease_s": config.worker.lease_s,
+            "heartbeat_s": config.worker.heartbeat_s,
+            "checkpoint_s": config.worker.checkpoint_s,
             "committed": len(self._committed),
             "committed_twice": self._twice,
             "hours": round(seconds / 3600, 2),

@@ -6,6 +6,15 @@ from omnifarm.errors import ConfigError
 from omnifarm.farm.tracking import check_tracker
 
 
+def heartbeat_for(lease_s: float) -> float:
+    """Return how often to renew leases of a length, in seconds.
+
+    Up to a minute's lease every five seconds, so that people see steps as they are taken; beyond it a third of the
+    lease, because so long a lease is chosen by a farm of thousands of devices, where requests are what counts.
+    """
+    return min(5.0, lease_s / 4) if lease_s <= 60 else lease_s / 3
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerSettings:
     """How a worker works; none of it changes what is learned, but for rounding."""
@@ -20,7 +29,7 @@ class WorkerSettings:
     lease_s: float = 40.0
     """Seconds after which an unrenewed lease may be taken over."""
     heartbeat_s: float = 5.0
-    """Seconds between renewals; well below the lease."""
+    """Seconds between renewals; well below the lease, see `heartbeat_for`."""
     checkpoint_s: float = 30.0
     """Seconds of work that a crash may cost."""
     poll_s: float = 1.0

@@ -110,3 +110,12 @@ def test_garbage_is_named_before_it_is_removed(farm: Farm) -> None:
     farm.run("gc")
     assert list(farm.store.list("checkpoints/")) == [present]
     assert farm.queue.get(farm.ids["held"]).state is JobState.RUNNING
+
+
+def test_a_simulated_farm_that_wastes_its_devices_is_no_success() -> None:
+    words = ["simulate", "--concepts", "64", "--gpus", "8", "--steps", "100", "--lease-s", "1200", "--json"]
+    done = CliRunner().invoke(app, words)  # loading takes longer than learning
+    report = json.loads(done.stdout)
+    assert (done.exit_code, report["committed"], report["heartbeat_s"]) == (1, 64, 400)
+    assert report["utilisation"] < 0.95
+    assert CliRunner().invoke(app, [*words, "--min-utilisation", "0.1"]).exit_code == 0

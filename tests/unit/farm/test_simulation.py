@@ -2,11 +2,12 @@ import pytest
 
 from omnifarm.errors import ConfigError
 from omnifarm.farm.simulation import Simulation, SimulationConfig
+from omnifarm.farm.worker_settings import WorkerSettings, heartbeat_for
 
 
 def test_a_small_farm_in_bad_weather_commits_everything_once_and_says_what_it_cost() -> None:
     calm = SimulationConfig(concepts=256, gpus=16, steps=200)
-    storm = SimulationConfig(concepts=256, gpus=16, steps=200, mtbf_h=0.5, preemption_h=0.3)
+    storm = SimulationConfig(concepts=256, gpus=16, steps=200, mtbf_h=0.5, preemption_h=0.2)
     fair, foul = Simulation(calm).run(), Simulation(storm).run()
     for report in (fair, foul):
         assert (report["committed"], report["committed_twice"]) == (256, 0)
@@ -16,6 +17,25 @@ def test_a_small_farm_in_bad_weather_commits_everything_once_and_says_what_it_co
     assert foul["lost"]["repeated"] > fair["lost"]["repeated"] == 0
     # Nothing is repeated or waited for in fair weather: two waves of 200 s, each device loads once.
     assert fair["hours"] * 3600 == pytest.approx(150 + 2 * 200, abs=36)
+
+
+def test_the_settings_of_the_workers_are_those_that_are_simulated() -> None:
+    rare = WorkerSettings(lanes=8, lease_s=1200, heartbeat_s=heartbeat_for(1200), checkpoint_s=300)
+    often = Simulation(SimulationConfig(concepts=64, gpus=8, steps=1000)).run()
+    seldom = Simulation(SimulationConfig(concepts=64, gpus=8, steps=1000, worker=rare)).run()
+    usual = WorkerSettings()
+    assert (often["lease_s"], often["heartbeat_s"], often["checkpoint_s"]) == (
+        usual.lease_s, usual.heartbeat_s, usual.checkpoint_s,
+    )  # fmt: skip
+    assert (seldom["lease_s"], seldom["heartbeat_s"], seldom["checkpoint_s"]) == (1200, 400, 300)
+    # A thousand seconds are 200 heartbeats or two.
+    assert often["requests_per_concept"] - seldom["requests_per_concept"] > 190
+
+
+@pytest.mark.parametrize(("lease_s", "expected"), [(4, 1), (40, 5), (60, 5), (300, 100), (1200, 400)])
+def test_a_long_lease_is_renewed_seldom_and_any_lease_twice_at_least(lease_s: float, expected: float) -> None:
+    assert heartbeat_for(lease_s) == expected
+    WorkerSettings(lease_s=lease_s, heartbeat_s=expected)
 
 
 def test_a_seed_is_a_run() -> None:
