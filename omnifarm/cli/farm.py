@@ -45,28 +45,33 @@ def watch(
     store: StoreUrl,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
     rows: Annotated[int, typer.Option(min=0, help="Most jobs in training shown one by one.")] = 20,
-    json: Annotated[bool, typer.Option("--json", help="One line of JSON a look instead of a table.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="A line of JSON for every move and every look.")] = False,
 ) -> None:
     """Show the farm live until its jobs are finished: totals, rate, time left, and what is in training.
+
+    With --json one line is one event: `job_running`, `job_committed` and so on for a job whose state has changed since
+    the last look, and `totals` after each look.
 
     A look costs one request per thousand jobs and one per job in training, however long the queue is.
     """
     from rich.live import Live
 
     from omnifarm.clock import SystemClock
-    from omnifarm.farm.overview import glance
+    from omnifarm.farm.overview import StateChanges, glance
     from omnifarm.farm.progress import ProgressMeter
 
     queue, clock = _queue(store), SystemClock()
-    meter, ids = ProgressMeter(clock), queue.records.ids()
+    meter, changes, ids = ProgressMeter(clock), StateChanges(queue), queue.records.ids()
     num_steps = queue.get(ids[0]).num_steps if ids else 1
     with Live(console=people, auto_refresh=False, transient=json) as live:
         while True:
             seen = glance(queue)
             look = meter.glance(seen, num_steps=num_steps)
             if json:
-                line = {**seen.to_json(), "steps_per_s": look.steps_per_s, "left_s": look.left_s}
-                print(json_module.dumps(line), flush=True)
+                for record in changes.look(seen):
+                    print(json_module.dumps(_event(record)), flush=True)
+                totals = {**seen.to_json(), "steps_per_s": look.steps_per_s, "left_s": look.left_s}
+                print(json_module.dumps({"event": "totals", **totals}), flush=True)
             else:
                 table = _table(sorted(seen.held, key=lambda record: record.name)[:rows])
                 table.title = f"{look.line()}; {seen.ready} ready, {len(seen.held)} held, {seen.resting} resting"
@@ -256,6 +261,19 @@ def _chosen(queue: "JobQueue", which: Sequence[str] | None, *, everything: bool)
     if missing := wanted - {name for record in found for name in (record.name, record.job_id)}:
         raise ConfigError(f"no job named {', '.join(sorted(missing))} in this store; see `omnifarm farm status`")
     return found
+
+
+def _event(record: "JobRecord") -> dict[str, object]:
+    return {
+        "event": f"job_{record.state.value}",
+        "job_id": record.job_id,
+        "concept": record.name,
+        "worker": None if record.lease is None else record.lease.worker,
+        "step": record.step,
+        "num_steps": record.num_steps,
+        "attempts": record.attempts,
+        "error": (record.error or "").partition("\n")[0] or None,
+    }
 
 
 def _table(records: "Sequence[JobRecord]") -> Table:

@@ -87,3 +87,27 @@ def glance(queue: JobQueue) -> QueueGlance:
         resting=sum(record.state is JobState.QUEUED for record in later),
         failed=sum(1 for _ in queue.index.entries(FAILED)),
     )
+
+
+class StateChanges:
+    """Turns successive looks at a queue into the moves of its jobs: one request for each job that is held no longer.
+
+    What was leased and ended between two looks, or never was leased, shows in the totals alone.
+
+    Args:
+        queue: The queue.
+    """
+
+    def __init__(self, queue: JobQueue) -> None:
+        self._queue = queue
+        self._held: dict[str, JobRecord] = {}
+
+    def look(self, seen: QueueGlance) -> list[JobRecord]:
+        """Return the records of jobs whose state or worker is not what it was at the last look, as they are now."""
+        before, self._held = self._held, {record.job_id: record for record in seen.held}
+        moved = [record for record in seen.held if _standing(record) != _standing(before.get(record.job_id))]
+        return self._queue.list(before.keys() - self._held.keys()) + moved
+
+
+def _standing(record: JobRecord | None) -> tuple[JobState, str] | None:
+    return None if record is None or record.lease is None else (record.state, record.lease.token)

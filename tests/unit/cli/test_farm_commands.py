@@ -70,6 +70,25 @@ def test_watch_ends_with_the_jobs_and_counts_them(farm: Farm) -> None:
     (line,) = farm.run("watch", "--json").splitlines()
     seen = json.loads(line)
     assert (seen["jobs"], seen["finished"], seen["failed"], seen["ready"], seen["held"]) == (4, 4, 1, 0, 0)
+    assert seen["event"] == "totals"
+
+
+def test_watch_prints_a_line_for_every_move_of_a_job(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = farm.queue.get(farm.ids["held"])
+    moves = [
+        lambda: farm.queue.fail(held, reason="no memory\nat all", retryable=False),
+        lambda: farm.queue.lease_next("w2", pool=POOL, ttl_s=600),
+        lambda: farm.queue.cancel(farm.ids["waiting"]),
+    ]
+    monkeypatch.setattr(SystemClock, "sleep_s", lambda self, duration_s: moves.pop(0)())
+    lines = [json.loads(line) for line in farm.run("watch", "--json").splitlines()]
+    assert [(line["event"], line.get("concept")) for line in lines] == [
+        ("job_running", "held"), ("totals", None),
+        ("job_failed", "held"), ("totals", None),
+        ("job_leased", "waiting"), ("totals", None),
+        ("job_cancelled", "waiting"), ("totals", None),
+    ]  # fmt: skip
+    assert (lines[2]["error"], lines[4]["worker"]) == ("no memory", "w2")
 
 
 def test_a_person_may_retry_and_cancel_by_name_by_id_or_all(farm: Farm) -> None:

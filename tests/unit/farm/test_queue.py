@@ -6,7 +6,6 @@ import pytest
 
 from omnifarm.clock import ManualClock
 from omnifarm.errors import FarmError, NotFoundError, StoreError
-from omnifarm.farm.events import StoreEvents
 from omnifarm.farm.index import LATER, READY
 from omnifarm.farm.job import JobIdentity, JobRecord, JobState, LeaseLostError, pool_of
 from omnifarm.farm.overview import QueueSummary, glance
@@ -402,14 +401,3 @@ def test_every_move_is_one_event(store: FlakyStore, clock: ManualClock) -> None:
         "lease_taken_over",
         "job_committed",
     ]
-
-
-def test_events_in_the_store_are_lines_in_order_and_never_stop_a_job(store: FlakyStore, clock: ManualClock) -> None:
-    queue = JobQueue(store, clock=clock, events=StoreEvents(store, clock=clock))
-    submit(queue)
-    clock.advance_s(1)
-    lease(queue)
-    lines = [store.get(key).data.decode() for key in store.list("events/")]
-    assert ["job_submitted" in lines[0], "job_leased" in lines[1], len(lines)] == [True, True, 2]
-    store.lost_answers = 1
-    StoreEvents(store, clock=clock).emit("anything")
