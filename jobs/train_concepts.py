@@ -33,6 +33,9 @@ from omnifarm.logs import configure
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
 from omnifarm.training.compiling import compiling_pays
+from omnifarm.training.sharded_backbone import weights_bytes
+from omnifarm.training.sharding import least_workers
+from omnifarm.training.workbench import DTYPES
 
 _MAX_READ = 500
 
@@ -53,6 +56,10 @@ def main(
     sharding: Annotated[
         str, typer.Option(help="How a cell's workers hold the backbone: auto (by memory), replicated, zero3 or fsdp2.")
     ] = "auto",
+    device_gb: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Memory of a worker's device; cells then have the workers that the backbone needs."),
+    ] = None,
     lanes: Annotated[int | None, typer.Option(help="Concepts a worker trains side by side.")] = None,
     lanes_per_pack: Annotated[
         int, typer.Option(help="Lanes that share one forward; 1 makes a lane bit for bit what it would be alone.")
@@ -107,6 +114,10 @@ def main(
         pending = [record for record in records if not record.state.is_finished]
         if pending:
             ray_cluster.connect()
+            least = 1
+            if device_gb is not None and sharding != "replicated":
+                size = weights_bytes(backbone, dtype=DTYPES[chosen.recipe.precision])
+                least = least_workers(weights_bytes=size, free_bytes=int(device_gb * 1e9))
             shape = plan_cells(
                 num_jobs=len(pending),
                 num_cpus=ray_cluster.cluster_cpus(),
@@ -114,6 +125,7 @@ def main(
                 cells=max_cells,
                 workers_per_cell=workers_per_cell,
                 lanes=lanes,
+                least_workers=least,
             )
             say(
                 f"cells of {shape.num_workers} workers with {shape.lanes} lanes each, {shape.cpus_per_worker} threads a "
@@ -155,7 +167,7 @@ def main(
                 plan=FleetPlan(
                     pool=pending[0].identity.pool,
                     workers_per_cell=shape.num_workers,
-                    needs_whole_cells=sharding in ("zero3", "fsdp2"),
+                    needs_whole_cells=least > 1 or sharding in ("zero3", "fsdp2"),
                     lanes=shape.lanes,
                     max_cells=max_cells,
                     priority=priority,

@@ -32,6 +32,7 @@ def plan_cells(
     cells: int | None = None,
     workers_per_cell: int | None = None,
     lanes: int | None = None,
+    least_workers: int = 1,
 ) -> CellShape:
     """Choose the size of a driver's cells; how many run at a moment is decided in `farm/cells.py`.
 
@@ -45,9 +46,12 @@ def plan_cells(
         cells: Most cells at a time, or None for as many as fit.
         workers_per_cell: Workers of a cell wanted, or None.
         lanes: Lanes per worker wanted, or None.
+        least_workers: Workers without which a cell cannot hold the backbone. If several, a cell has just so many
+            unless more are wanted: the fewer share it, the less they gather.
 
     Raises:
-        ConfigError: A number is below 1, or a cell wants more workers than there are GPUs or CPUs to run them.
+        ConfigError: A number is below 1, or a cell wants more workers than there are GPUs or CPUs to run them, or
+            fewer than hold the backbone.
     """
     for name, value in (
         ("jobs", num_jobs),
@@ -65,8 +69,14 @@ def plan_cells(
             f"{workers_per_cell} workers need {workers_per_cell} {'GPUs' if use_gpu else 'CPUs'}, the cluster has "
             f"{places}; ask for fewer or add nodes"
         )
+    if least_workers > (workers_per_cell or places):
+        raise ConfigError(
+            f"the backbone's weights need {least_workers} workers in a cell, found {workers_per_cell or places}; "
+            "ask for more, add nodes, or use devices with more memory"
+        )
     useful = min(num_jobs, places)
-    num_workers = workers_per_cell or max(1, min(MAX_CELL_WORKERS, useful // (cells or 1)))
+    fitting = max(1, min(MAX_CELL_WORKERS, useful // (cells or 1)))
+    num_workers = workers_per_cell or (least_workers if least_workers > 1 else fitting)
     total = min(useful, places if cells is None else cells * num_workers)
     return CellShape(
         num_workers=num_workers,

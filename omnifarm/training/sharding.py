@@ -6,6 +6,7 @@ process and needs nobody else; a sharded layout (`lockstep.py`) gathers weights 
 of the cell in every forward, which is what `idle_turn` is for.
 """
 
+import math
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Literal, Protocol, get_args
@@ -118,13 +119,23 @@ def choose_sharding(wanted: str, *, weights_bytes: int, free_bytes: int, num_ran
         return wanted
     if wanted != "auto":
         raise ConfigError(f"sharding must be auto or one of {', '.join(SHARDINGS)}, found {wanted!r}")
-    room = FITTING_SHARE * free_bytes
-    if weights_bytes <= room:
+    least = least_workers(weights_bytes=weights_bytes, free_bytes=free_bytes)
+    if least == 1:
         return "replicated"
-    if weights_bytes / num_ranks <= room:
+    if least <= num_ranks:
         return "zero3"
     raise ConfigError(
         f"the backbone's weights need {weights_bytes / 1e9:.1f} GB and one of {num_ranks} workers has room for "
-        f"{room / 1e9:.1f} GB of them; use at least {-(-weights_bytes // max(1, int(room)))} workers in the cell, "
+        f"{FITTING_SHARE * free_bytes / 1e9:.1f} GB of them; use at least {least} workers in the cell, "
         "or name a layout with --sharding to try it all the same"
     )
+
+
+def least_workers(*, weights_bytes: int, free_bytes: int) -> int:
+    """Return how many workers a cell needs at least to hold a backbone between them; 1 where a whole copy fits.
+
+    Args:
+        weights_bytes: Size of the backbone's weights in the type they are used in.
+        free_bytes: Memory free for one worker.
+    """
+    return max(1, math.ceil(weights_bytes / max(1, int(FITTING_SHARE * free_bytes))))

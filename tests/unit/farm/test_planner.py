@@ -27,6 +27,20 @@ def test_more_workers_than_places_are_refused() -> None:
         plan_cells(num_jobs=6, num_cpus=2, workers_per_cell=3)
 
 
+def test_a_cell_has_the_workers_that_hold_the_backbone_also_for_one_concept() -> None:
+    shape = plan_cells(num_jobs=1, num_cpus=64, num_gpus=8, least_workers=2)
+    assert (shape.num_workers, shape.lanes) == (2, 1)
+    shape = plan_cells(num_jobs=1000, num_cpus=64, num_gpus=8, least_workers=2)
+    assert (shape.num_workers, shape.lanes) == (2, 8)
+    assert plan_cells(num_jobs=9, num_cpus=64, num_gpus=8, least_workers=2, workers_per_cell=4).num_workers == 4
+
+
+@pytest.mark.parametrize("wanted", [{"num_gpus": 2}, {"num_gpus": 8, "workers_per_cell": 2}])
+def test_a_cell_that_cannot_hold_the_backbone_is_refused(wanted: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="need 3 workers in a cell, found 2"):
+        plan_cells(num_jobs=9, num_cpus=64, least_workers=3, **wanted)
+
+
 def test_many_places_become_several_cells_of_eight() -> None:
     assert plan_cells(num_jobs=1000, num_cpus=64).num_workers == 8
     shape = plan_cells(num_jobs=1000, num_cpus=64, cells=2, workers_per_cell=4)

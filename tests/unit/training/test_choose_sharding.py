@@ -8,7 +8,7 @@ from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.weight_slices import WeightSlices
 from omnifarm.errors import ConfigError, WeightsError
 from omnifarm.training.sharded_backbone import open_backbone, weights_bytes
-from omnifarm.training.sharding import Replicated, Turn, choose_sharding
+from omnifarm.training.sharding import Replicated, Turn, choose_sharding, least_workers
 
 GB = 10**9
 CHECKPOINT = Path(__file__).parents[2] / "golden" / "a" / "checkpoint"
@@ -23,6 +23,13 @@ def test_a_whole_copy_is_kept_where_it_fits_and_shared_where_it_does_not(
 ) -> None:
     chosen = choose_sharding("auto", weights_bytes=29 * GB, free_bytes=free_gb * GB, num_ranks=ranks)
     assert chosen == expected
+
+
+@pytest.mark.parametrize(("free_gb", "expected"), [(80, 1), (49, 1), (40, 2), (24, 3), (16, 4)])
+def test_the_least_workers_are_those_that_the_choice_asks_for(free_gb: int, expected: int) -> None:
+    assert least_workers(weights_bytes=29 * GB, free_bytes=free_gb * GB) == expected
+    chosen = choose_sharding("auto", weights_bytes=29 * GB, free_bytes=free_gb * GB, num_ranks=expected)
+    assert chosen == ("replicated" if expected == 1 else "zero3")
 
 
 def test_whoever_names_a_layout_gets_it() -> None:
