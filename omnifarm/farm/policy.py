@@ -40,13 +40,14 @@ class RetryPolicy:
         apart, and a test can tell when.
         """
         delay_s = min(self.max_delay_s, self.first_delay_s * 2.0 ** min(strikes - 1, 32))
-        share = hashlib.sha256(f"{job_id}/{strikes}".encode()).digest()[0] / 255
-        return delay_s * (0.5 + 0.5 * share)
+        return delay_s * (0.5 + 0.5 * _share(job_id, strikes))
 
-    def found(self, record: JobRecord, *, now_s: float) -> JobRecord | None:
-        """Return an unfinished job as it is for somebody who would lease it now, or None while nobody may.
+    def found(self, record: JobRecord, *, now_s: float, ttl_s: float) -> JobRecord | None:
+        """Return an unfinished job as it is for somebody who would lease it for `ttl_s` now, or None while nobody may.
 
-        A job whose lease has run out has one strike more, or is failed with its last.
+        A job whose lease has run out has one strike more, or is failed with its last. A suspect rests first, for a time
+        of its own within eight leases: a worker that dies takes its whole cell with it, and suspects that began
+        together would end together, however often.
         """
         if record.state is JobState.QUEUED:
             return record if record.not_before_s <= now_s else None
@@ -54,7 +55,10 @@ class RetryPolicy:
             return None
         reason = f"given up: {record.lease.worker} and workers before it fell silent; the concept may not fit in memory"
         struck = self.end_attempt(record, now_s=now_s, reason=reason, traceback=record.traceback)
-        return struck if struck.state is JobState.FAILED else replace(record, strikes=struck.strikes)
+        if struck.state is JobState.FAILED:
+            return struck
+        rest_s = 8 * ttl_s * _share(record.job_id, struck.strikes) if struck.is_suspect else 0.0
+        return replace(record, strikes=struck.strikes) if record.lease.expires_at_s + rest_s <= now_s else None
 
     def end_attempt(self, record: JobRecord, *, now_s: float, reason: str, traceback: str | None) -> JobRecord:
         """Return a held record as it is after its attempt ended badly: resting, or failed with its last strike.
@@ -79,3 +83,8 @@ class RetryPolicy:
             error=reason[:_MAX_TEXT],
             traceback=None if traceback is None else traceback[-_MAX_TEXT:],
         )
+
+
+def _share(job_id: str, strikes: int) -> float:
+    """Return a number in [0, 1] that is a job's own at this strike."""
+    return hashlib.sha256(f"{job_id}/{strikes}".encode()).digest()[0] / 255

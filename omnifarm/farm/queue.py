@@ -338,7 +338,7 @@ class JobQueue:
         self, record: JobRecord, etag: str, *, worker: str, ttl_s: float, is_first: bool
     ) -> JobRecord | None:
         now_s, old = self._clock.now_s(), record.lease
-        found = self._policy.found(record, now_s=now_s)
+        found = self._policy.found(record, now_s=now_s, ttl_s=ttl_s)
         if found is not None and found.state is JobState.FAILED:
             if self.records.swap(record, found, etag) is not None:
                 self._report(found, "attempt_failed")

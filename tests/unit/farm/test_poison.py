@@ -1,5 +1,6 @@
 """One concept that ends its step, or its whole process, and neighbours that must not pay for it."""
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.clock import ManualClock
 from omnifarm.concept.samples import ConceptSample
 from omnifarm.errors import StoreError, TrainingError
-from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.job import JobIdentity, JobRecord, JobState
 from omnifarm.farm.metrics import NoMetrics
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
@@ -201,7 +202,7 @@ def test_a_concept_that_kills_its_process_is_given_up_and_its_neighbours_are_lea
 ) -> None:
     deaths, most = 0, dict.fromkeys(NAMES, 0)
     while not all(record.state.is_finished for record in queue.list()):
-        worker = make_worker(poisoned=["bob"], at=1, error=Killed)
+        worker = make_worker(poisoned=["bob"], error=Killed)
         step = worker.step
 
         def slow_step(step: Callable[[], None] = step) -> None:
@@ -213,12 +214,45 @@ def test_a_concept_that_kills_its_process_is_given_up_and_its_neighbours_are_lea
             worker.run()
         except Killed:
             deaths += 1
-            clock.advance_s(11)
+            clock.advance_s(11)  # a lease; suspects rest longer, and the worker sleeps until they may be leased
         most = {record.name: max(most[record.name], record.strikes) for record in queue.list()}
-        assert deaths <= 5
+        assert deaths <= 5, "each was a strike"
     records = by_name(queue)
     assert [records[name].state for name in NAMES] == [JobState.COMMITTED, JobState.FAILED, JobState.COMMITTED]
     assert "fell silent" in (records["bob"].error or "")
     assert most["ada"] <= 2
     assert most["eve"] <= 2
     assert counts.of["omnifarm_lease_takeovers_total"] >= deaths - 1
+
+
+@pytest.mark.parametrize("poison", range(8))
+def test_a_concept_that_kills_a_whole_cell_condemns_none_of_its_seven_neighbours(poison: int) -> None:
+    """Eight workers with one concept each; when one dies, Ray starts all of them again."""
+    store, clock = MemoryStore(), ManualClock()
+    chance = random.Random(poison)
+    queue = JobQueue(store, clock=clock, chance=chance)
+    for number in range(8):
+        identity = JobIdentity(spec_digest=str(number), recipe_digest="r", backbone_fingerprint="b")
+        queue.submit(name=f"c{number}", concept_url="u", identity=identity, num_steps=2)
+    pool = identity.pool
+    held: dict[str, tuple[JobRecord, float]] = {}
+    began_at_s = clock.monotonic_s()
+    while not queue.is_drained(pool):
+        assert clock.monotonic_s() < began_at_s + 10_000
+        for number in range(8):
+            if f"w{number}" not in held:
+                for record in queue.lease_next(f"w{number}", pool=pool, ttl_s=40):
+                    held[f"w{number}"] = (record, clock.monotonic_s())
+        if any(record.name == f"c{poison}" for record, _ in held.values()):
+            held.clear()
+            queue = JobQueue(store, clock=clock, chance=chance)
+        for worker, (record, began_s) in list(held.items()):
+            took_s = clock.monotonic_s() - began_s
+            renewed = queue.heartbeat(record, step=1, saved_step=int(took_s >= 30), ttl_s=40)
+            held[worker] = (renewed, began_s)
+            if took_s >= 60:
+                queue.complete(renewed, artifact="a")
+                del held[worker]
+        clock.advance_s(5)
+    failed = [record.name for record in queue.list() if record.state is JobState.FAILED]
+    assert failed == [f"c{poison}"]

@@ -216,7 +216,7 @@ def test_a_job_that_kills_its_workers_is_given_up(queue: JobQueue, clock: Manual
     submit(queue)
     for _ in range(3):
         lease(queue)
-        clock.advance_s(TTL_S)
+        clock.advance_s(9 * TTL_S)
     assert queue.lease_next("w1", pool=POOL, ttl_s=TTL_S) == []
     (record,) = queue.list()
     assert record.state is JobState.FAILED
@@ -270,7 +270,7 @@ def test_an_attempt_that_got_a_checkpoint_further_is_no_strike(queue: JobQueue, 
     record = queue.heartbeat(lease(queue), step=7, saved_step=7, ttl_s=TTL_S)
     assert (record.attempts, record.strikes) == (8, 0)
     for strikes in (1, 2):
-        clock.advance_s(TTL_S)
+        clock.advance_s(9 * TTL_S)
         assert lease(queue).strikes == strikes
     clock.advance_s(TTL_S)
     assert queue.lease_next("w1", pool=POOL, ttl_s=TTL_S) == []
