@@ -20,7 +20,7 @@ from omnifarm.clock import Clock, SystemClock
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.spec import ConceptSpec
-from omnifarm.errors import ConceptError, ConfigError, FarmError, NotFoundError, StoreError, TrainingError
+from omnifarm.errors import AccessError, ConceptError, ConfigError, FarmError, NotFoundError, StoreError, TrainingError
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.erasure import erase_traces
 from omnifarm.farm.events import CountedEvents
@@ -218,7 +218,7 @@ class Worker:
         self._metrics.gauge("omnifarm_lanes", len(self._held))
         # A thousand workers without work must not keep the store busy.
         longest_s = max(self._settings.poll_s, self._settings.lease_s / 4)
-        again_s = self._settings.poll_s if records else 2 * self._wait_s
+        again_s = self._settings.poll_s if records and self._away_since_s is None else 2 * self._wait_s
         self._wait_s = min(max(self._settings.poll_s, again_s), longest_s)
         self._is_drained = self._order is Order.DRAIN
         if not self._held and not self._is_drained:
@@ -237,7 +237,12 @@ class Worker:
         except (ConceptError, ConfigError, FarmError) as error:
             # The same data and settings would fail again.
             self._fail(record, reason=str(error), retryable=False)
+        except AccessError as error:
+            self._fail(record, reason=str(error), retryable=True)
         except StoreError:
+            # Nothing was tried: given back, it is no strike, and somebody may find its pictures soon.
+            with contextlib.suppress(LeaseLostError, StoreError):
+                self._queue.release(record)
             raise
         except Exception as error:  # noqa: BLE001 - whatever one concept does to us must not stop the others
             self._workbench.trainer.require_device()

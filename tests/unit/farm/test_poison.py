@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,10 @@ import torch
 
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.clock import ManualClock
+from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.samples import ConceptSample
-from omnifarm.errors import StoreError, TrainingError
+from omnifarm.concept.spec import ConceptSpec
+from omnifarm.errors import AccessError, ConceptError, StoreError, TrainingError
 from omnifarm.farm.job import JobIdentity, JobRecord, JobState
 from omnifarm.farm.metrics import NoMetrics
 from omnifarm.farm.queue import JobQueue
@@ -170,6 +172,35 @@ def test_pictures_that_stay_away_end_the_attempt_and_not_the_job(
     records = by_name(queue)
     assert [records[name].state for name in NAMES] == [JobState.COMMITTED, JobState.QUEUED, JobState.COMMITTED]
     assert records["bob"].error == "its pictures could not be fetched: no room for 10 exabytes"
+
+
+def test_a_concept_whose_place_is_away_is_given_back_untried(
+    make_worker: MakeWorker, queue: JobQueue, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, began_s, read = make_worker(), clock.monotonic_s(), load_concepts
+    tries = []
+
+    def away(url: str) -> Mapping[str, ConceptSpec | ConceptError]:
+        tries.append(clock.monotonic_s() - began_s)
+        if tries[-1] < 1000:  # far longer than five leases
+            raise StoreError("the pictures' store is away")
+        return read(url)
+
+    monkeypatch.setattr("omnifarm.farm.submitted.load_concepts", away)
+    worker.run()
+    assert {(record.state, record.attempts) for record in queue.list()} == {(JobState.COMMITTED, 1)}
+    assert len(tries) < 1500, "looked for ever more seldom, three jobs a look"
+
+
+def test_a_place_that_lets_nobody_in_is_a_reason_to_fail(
+    make_worker: MakeWorker, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(url: str) -> Mapping[str, ConceptSpec | ConceptError]:
+        raise AccessError("credentials are wrong")
+
+    monkeypatch.setattr("omnifarm.farm.submitted.load_concepts", closed)
+    make_worker().run()
+    assert {(record.state, record.error) for record in queue.list()} == {(JobState.FAILED, "credentials are wrong")}
 
 
 def test_when_every_lane_fails_alone_it_is_the_worker(make_worker: MakeWorker, queue: JobQueue) -> None:
