@@ -354,3 +354,19 @@ def test_replay_and_prefill_share_the_cache(new_engine: Callable[..., Engine]) -
     assert engine.statistics()["prefix_misses"] == misses
     assert content(first) == content(second)
     assert isinstance(second, Picture)
+
+
+@pytest.mark.parametrize("mode", ["unified", "three_stage"])
+def test_a_second_concept_is_consulted_as_itself_whatever_the_cache_holds(
+    loaded: LoadedBackbone, repository: ConceptRepository, mode: str
+) -> None:
+    """The instruction names the concept, so both openings have the same ids, and slots in the same places."""
+    style = ReplayStyle(max_tokens=40)
+    assert "{name}" in style.instruction
+    drawn = []
+    for share in (0.0, 0.25):
+        engine = Engine(loaded, repository, replay_style=style, capacity=Capacity(kept_prefixes=share))
+        request = engine.door.generate("A photo of <maeve> and <bo>.", size=(32, 32), options=QUICK, replay=mode)
+        drawn += [content(engine.run(request)) for _ in range(2)]
+        assert (engine.statistics()["prefix_hits"] > 0) == (share > 0)
+    assert drawn == drawn[:1] * 4
