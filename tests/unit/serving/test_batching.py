@@ -208,19 +208,6 @@ def test_a_cancelled_request_is_gone_from_the_next_step(new_engine: Callable[...
     assert content(stays.result(0)) == content(alone)
 
 
-def test_the_first_of_two_that_share_a_prefix_may_be_cancelled_while_reading_it(
-    new_engine: Callable[..., Engine],
-) -> None:
-    alone = content(new_engine().ask("Who is <maeve>?", max_tokens=3))
-    engine = new_engine(budget=Budget(step_tokens=4))
-    first, second = (engine.submit(engine.door.ask("Who is <maeve>?", max_tokens=3)) for _ in range(2))
-    engine.step()
-    first.cancel()
-    while engine.step():
-        pass
-    assert content(second.result(0)) == alone
-
-
 def test_pieces_of_an_answer_joined_are_the_answer(new_engine: Callable[..., Engine]) -> None:
     engine = new_engine()
     for seed in range(4):
@@ -354,19 +341,3 @@ def test_replay_and_prefill_share_the_cache(new_engine: Callable[..., Engine]) -
     assert engine.statistics()["prefix_misses"] == misses
     assert content(first) == content(second)
     assert isinstance(second, Picture)
-
-
-@pytest.mark.parametrize("mode", ["unified", "three_stage"])
-def test_a_second_concept_is_consulted_as_itself_whatever_the_cache_holds(
-    loaded: LoadedBackbone, repository: ConceptRepository, mode: str
-) -> None:
-    """The instruction names the concept, so both openings have the same ids, and slots in the same places."""
-    style = ReplayStyle(max_tokens=40)
-    assert "{name}" in style.instruction
-    drawn = []
-    for share in (0.0, 0.25):
-        engine = Engine(loaded, repository, replay_style=style, capacity=Capacity(kept_prefixes=share))
-        request = engine.door.generate("A photo of <maeve> and <bo>.", size=(32, 32), options=QUICK, replay=mode)
-        drawn += [content(engine.run(request)) for _ in range(2)]
-        assert (engine.statistics()["prefix_hits"] > 0) == (share > 0)
-    assert drawn == drawn[:1] * 4
