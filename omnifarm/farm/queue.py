@@ -245,13 +245,17 @@ class JobQueue:
 
         return self._change_held(held, end, event_name="attempt_failed")
 
-    def retry(self, job_id: str) -> JobRecord:
-        """Queue a failed or cancelled job again with its strikes forgotten; any other job is returned as it is."""
+    def retry(self, job_id: str, *, concept_url: str | None = None) -> JobRecord:
+        """Queue a failed or cancelled job again with its strikes forgotten; any other job is returned as it is.
+
+        `concept_url` says where its data lie now, if they have moved.
+        """
 
         def again(record: JobRecord) -> JobRecord:
             if record.state not in (JobState.FAILED, JobState.CANCELLED):
                 return record
-            return replace(record, state=JobState.QUEUED, strikes=0, attempts=0, not_before_s=0.0)
+            url = concept_url or record.concept_url
+            return replace(record, state=JobState.QUEUED, concept_url=url, strikes=0, attempts=0, not_before_s=0.0)
 
         return self._order(job_id, again, event_name="job_retried")
 

@@ -120,7 +120,7 @@ def _submit(
         error=None if isinstance(spec, ConceptSpec) else str(spec),
     )
     if record.state in (JobState.FAILED, JobState.CANCELLED) and isinstance(spec, ConceptSpec):
-        return queue.retry(record.job_id)
+        return queue.retry(record.job_id, concept_url=url)
     return record
 
 

@@ -1,4 +1,5 @@
 import io
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,17 @@ def test_submitting_again_is_the_same_job(
     make_worker("w").run()
     before = queue.list()
     assert submit_concepts(str(folder), queue=queue, backbone=backbone) == before
+
+
+def test_a_job_that_is_tried_again_is_read_from_where_its_data_lie_now(
+    folder: Path, tmp_path: Path, jobs: list[JobRecord], queue: JobQueue, backbone: Backbone
+) -> None:
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    queue.cancel(jobs[0].job_id)
+    again, waiting, _ = submit_concepts(str(moved), queue=queue, backbone=backbone)
+    assert (again.job_id, again.state) == (jobs[0].job_id, JobState.QUEUED)
+    assert again.concept_url == queue.get(again.job_id).concept_url == str(moved)
+    assert waiting.concept_url == str(folder)
 
 
 def test_another_recipe_is_another_job(folder: Path, jobs: list[JobRecord], queue: JobQueue) -> None:
