@@ -50,7 +50,7 @@ class TenantLimits:
     max_files: int = 2000
     """Uploaded files."""
     max_file_bytes: int = 2 * 2**30
-    """Bytes of all uploaded files together."""
+    """Bytes of all uploaded files together, and of the copies that jobs learn from."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

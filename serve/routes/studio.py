@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from omnifarm.concept.images import DEFAULT_LIMITS
 from omnifarm.errors import RequestError, UnknownConceptError
 from serve.bodies import read_form
-from serve.documents import PREFIX as FOLDERS
+from serve.copies import PREFIX as FOLDERS
 from serve.errors import MissingError
 from serve.inventions import WORLD, Group, any_seed, invent
 from serve.pictures import decode_picture
