@@ -42,7 +42,7 @@ class TenantLimits:
     requests_per_minute: int = 600
     """Requests a replica takes from the tenant in a minute; a tenth of them may come at once."""
     max_concurrent: int = 16
-    """Requests of the tenant that a replica works on at the same time."""
+    """Requests of the tenant that a replica works on at the same time; as many jobs may be watched besides."""
     max_concepts: int = 100
     """Learned concepts."""
     max_jobs: int = 8

@@ -10,7 +10,7 @@ Drawings are made by the serving engine between other requests, at low cost; one
 import asyncio
 import base64
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,7 @@ _NUM_DRAWINGS = 8
 _NUM_TIMESTEPS = 12
 
 
-async def watch(shared: Services, caller: Caller, job: Job) -> AsyncIterator[bytes]:
+async def watch(shared: Services, caller: Caller, job: Job) -> AsyncGenerator[bytes, None]:
     """Send what is known of a job, then each change, until it is over or the client leaves.
 
     Args:

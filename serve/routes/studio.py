@@ -5,7 +5,6 @@ talk to nobody but this server. The endpoints below `/studio/api` are the page's
 """
 
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +174,7 @@ async def whole_report(run: str, shared: Shared, caller: User) -> Response:
 async def watch_job(job_id: str, shared: Shared, caller: Learner) -> Response:
     """Send a job's progress, losses and early drawings as they come, until it is over."""
     job = await anyio.to_thread.run_sync(shared.space(caller).tuning.get, job_id)
-    pieces: AsyncIterator[bytes] = watch(shared, caller, job)
-    return stream_reply(pieces)
+    return await stream_reply(watch(shared, caller, job), place=shared.admission.watch(caller))
 
 
 # Last, so that it takes only what nobody above has taken.
