@@ -108,6 +108,16 @@ class Job:
         """Where it stands."""
         return _STATUS[self.record.state]
 
+    @property
+    def reason(self) -> str:
+        """Why its last attempt ended, for the tenant: one line, empty if none did.
+
+        Where the store is, and what went wrong inside the server, is for the operator.
+        """
+        if self.record.traceback is not None:
+            return "the training failed inside the server; its operator can see why"
+        return (self.record.error or "").partition("\n")[0].replace(self.record.concept_url, "the copied files")
+
 
 class Tuning:
     """Fine-tuning jobs of one tenant. Safe to share between threads.

@@ -18,7 +18,7 @@ from omnifarm.serving.events import Failed, Finished, TextPiece
 from omnifarm.serving.requests import Answer
 from omnifarm.tenancy import Caller
 from serve.bodies import openapi_json, read_json
-from serve.errors import body_of
+from serve.errors import report
 from serve.idempotency import once
 from serve.pictures import decode_picture, from_base64, is_data_url
 from serve.remote import fetch_picture
@@ -107,7 +107,7 @@ async def _pieces(
                 if isinstance(event, Failed):
                     if not has_begun:
                         raise event.error
-                    yield sse(body_of(event.error))
+                    yield sse(report(event.error))
                     return
                 if not has_begun:
                     has_begun = True

@@ -20,7 +20,7 @@ from omnifarm.serving.events import Failed, Finished, PartialImage
 from omnifarm.serving.requests import EditRequest, GenerateRequest, Picture
 from omnifarm.tenancy import Caller
 from serve.bodies import Upload, openapi_form, openapi_json, read_form, read_json
-from serve.errors import body_of
+from serve.errors import report
 from serve.idempotency import once
 from serve.pictures import decode_mask, decode_picture, encode_picture
 from serve.services import Services, Shared, User
@@ -177,7 +177,7 @@ async def _pieces(shared: Services, caller: Caller, task: _Task) -> AsyncGenerat
                 if isinstance(event, Failed):
                     if not has_begun:
                         raise event.error
-                    yield sse(body_of(event.error), name="error")
+                    yield sse(report(event.error), name="error")
                     return
                 if isinstance(event, PartialImage):
                     if event.index >= task.body.partial_images:

@@ -13,7 +13,7 @@ from omnifarm.errors import OmniFarmError, RequestError
 from omnifarm.tenancy import Caller
 from serve.bodies import checked, openapi_json, read_json
 from serve.documents import ConceptDocument, parse_document
-from serve.errors import MissingError, body_of
+from serve.errors import MissingError, report
 from serve.idempotency import once
 from serve.services import Learner, Services, Shared
 from serve.sse import KEEP_ALIVE, sse, stream_reply
@@ -156,5 +156,5 @@ async def _watch(shared: Services, caller: Caller, job: Job) -> AsyncGenerator[b
             # The concept was deleted meanwhile.
             return
         except OmniFarmError as error:
-            yield sse(body_of(error), name="error")
+            yield sse(report(error), name="error")
             return

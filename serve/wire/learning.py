@@ -136,7 +136,7 @@ class JobObject(BaseModel):
         status = job.status
         error = None
         if status is JobStatus.FAILED:
-            error = JobError(code="training_failed", message=(record.error or "the training failed").partition("\n")[0])
+            error = JobError(code="training_failed", message=job.reason or "the training failed")
         return cls(
             id=job.public_id,
             created_at=int(record.created_at_s),
@@ -245,10 +245,9 @@ def events_of(job: Job) -> list[JobEvent]:
         events.append(_event(job, record.step, now, "info", told, "metrics"))
     status = job.status
     if status.is_final:
-        reason = (record.error or "").partition("\n")[0]
         told = {
             JobStatus.SUCCEEDED: f"<{job.request.name}> is learned and can be used",
-            JobStatus.FAILED: reason or "the training failed",
+            JobStatus.FAILED: job.reason or "the training failed",
             JobStatus.CANCELLED: "cancelled",
         }[status]
         level: Literal["info", "error"] = "error" if status is JobStatus.FAILED else "info"

@@ -12,6 +12,7 @@ from openai import OpenAI
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from omnifarm.errors import StoreError
 from omnifarm.farm.job import JobState
 from serve.assembly import build_trainer
 from tests.integration.serve.conftest import Server, picture
@@ -78,6 +79,28 @@ def test_what_happens_to_a_job_is_told_as_it_happens(server: Server, acme: OpenA
     listed = acme.fine_tuning.jobs.list_events(job.id).data
     assert listed[0].message == "<bo> is learned and can be used"
     assert len({event.id for event in listed}) == len(listed)
+
+
+@pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs/{id}/events?stream=true", "/studio/api/jobs/{id}/watch"])
+def test_a_stream_that_loses_the_store_ends_without_the_stores_words(
+    server: Server, acme: OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    job = acme.fine_tuning.jobs.create(model="bagel", training_file=document(acme), suffix="lost")
+    tuning = server.services.spaces.of("acme").tuning
+
+    def failing(public_id: str) -> Any:
+        raise StoreError("s3://bucket/tenants/acme could not serve 'tuning/1.json'", store="s3://bucket")
+
+    with http.stream("GET", path.format(id=job.id)) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        with monkeypatch.context() as patch:
+            patch.setattr(tuning, "get", failing)
+            told = list(lines)
+    assert told[-3] == "event: error"
+    assert json.loads(told[-2].removeprefix("data: "))["error"]["code"] == "store_unavailable"
+    assert "bucket" not in "".join(told)
+    acme.fine_tuning.jobs.cancel(job.id)
 
 
 def test_a_cancelled_job_is_not_learned_and_may_be_asked_for_again(server: Server, acme: OpenAI) -> None:

@@ -147,3 +147,18 @@ def test_what_cannot_be_learned_from_leaves_no_copies(tenant: Tenant) -> None:
     with pytest.raises(ConceptError):
         tenant.ask(twins, document={"negatives": [tenant.upload(1)]})
     assert tenant.copies() == set()
+
+
+def test_a_tenant_is_not_told_where_the_store_is_nor_what_broke_inside(tenant: Tenant) -> None:
+    job = tenant.ask([tenant.upload(1)])
+    url = job.record.concept_url
+
+    def told(**changes: str) -> str:
+        return replace(job, record=replace(job.record, **changes)).reason  # type: ignore[arg-type]
+
+    assert job.reason == ""
+    assert told(error="concept 'rex': no photographs\nmore") == "concept 'rex': no photographs"
+    assert (
+        told(error=f"concept 'rex' is gone from {url}; submit") == "concept 'rex' is gone from the copied files; submit"
+    )
+    assert "secret" not in told(error="OSError: /srv/secret", traceback="Traceback ...")
