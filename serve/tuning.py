@@ -25,6 +25,7 @@ from serve.copies import PREFIX as FOLDERS
 from serve.copies import erase_copy
 from serve.documents import ConceptDocument, write_concept
 from serve.errors import MissingError, QuotaError
+from serve.idempotency import forget_replies
 from serve.shelf import Shelf
 
 PREFIX = "tuning/"
@@ -233,6 +234,8 @@ class Tuning:
     def forget(self, name: str) -> int:
         """Delete a concept with everything kept about it: artifacts, jobs and the copies of its photographs.
 
+        Replies kept under an idempotency key go too, all of the tenant's: they do not say whom their pictures show.
+
         Returns:
             How many learned versions there were.
 
@@ -246,6 +249,7 @@ class Tuning:
         report = erase_concept(name, store=self._store, queue=self._queue)
         for key in [*folders, *(_key(job.request.job_id) for job in jobs)]:
             self._store.erase(key)
+        forget_replies(self._store)
         if not report.versions and not jobs and not folders:
             raise MissingError(f"expected a learned concept, found none named <{name}>", concept=f"<{name}>")
         return report.versions

@@ -136,6 +136,8 @@ def test_deleting_a_concept_leaves_nothing_of_it(server: Server, acme: OpenAI, h
     job = acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="gone")
     server.train()
     assert http.get("/v1/concepts/gone").status_code == 200
+    drawn = {"prompt": "A photo of <gone>.", "size": "32x32", "num_timesteps": 3, "replay": "off"}
+    assert http.post("/v1/images/generations", json=drawn, headers={"Idempotency-Key": "gone"}).status_code == 200
     assert http.delete("/v1/concepts/gone").json() == {"id": "gone", "object": "concept", "deleted": True}
     assert http.delete("/v1/concepts/gone").status_code == 404
     assert http.get("/v1/concepts/gone").status_code == 404
@@ -143,6 +145,7 @@ def test_deleting_a_concept_leaves_nothing_of_it(server: Server, acme: OpenAI, h
         acme.fine_tuning.jobs.retrieve(job.id)
     store = server.services.spaces.of("acme").store
     assert [key for key in store.list("") if "gone" in key or job.id.removeprefix("ftjob-") in key] == []
+    assert list(store.list("idempotency/")) == []
     # It may be learned anew from the same document.
     acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="gone")
     server.train()
