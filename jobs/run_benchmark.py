@@ -20,7 +20,6 @@ from omnifarm.cli import bench_options as option
 from omnifarm.cli import bench_run
 from omnifarm.cli import bench_settings as settings
 from omnifarm.cli.bench import command_line, show
-from omnifarm.cli.bench_work import LANES
 from omnifarm.cli.output import Json, people
 from omnifarm.cli.places import resolve_place
 from omnifarm.concept.recipe import TrainingRecipe
@@ -64,7 +63,6 @@ class ClusterWork:
                 use_gpu=shape.use_gpu,
                 worker=WorkerSettings(
                     lanes=shape.lanes,
-                    lanes_per_pack=LANES,
                     compiled=compiling_pays(num_concepts=num_jobs, steps=recipe.steps, num_workers=shape.num_workers),
                 ),
             )

@@ -134,8 +134,9 @@ def main(
             settings = WorkerSettings(
                 lanes=shape.lanes,
                 lanes_per_pack=lanes_per_pack,
+                # By all concepts, finished ones too: a run that goes on computes as it began.
                 compiled=compiling_pays(
-                    num_concepts=len(pending), steps=chosen.recipe.steps, num_workers=shape.num_workers
+                    num_concepts=len(records), steps=chosen.recipe.steps, num_workers=workers_per_cell or 1
                 )
                 if compiled is None
                 else compiled,

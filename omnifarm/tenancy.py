@@ -42,7 +42,7 @@ class TenantLimits:
     requests_per_minute: int = 600
     """Requests a replica takes from the tenant in a minute; a tenth of them may come at once."""
     max_concurrent: int = 16
-    """Requests of the tenant that a replica works on at the same time."""
+    """Requests of the tenant that a replica works on at the same time; as many jobs may be watched besides."""
     max_concepts: int = 100
     """Learned concepts."""
     max_jobs: int = 8
@@ -50,7 +50,7 @@ class TenantLimits:
     max_files: int = 2000
     """Uploaded files."""
     max_file_bytes: int = 2 * 2**30
-    """Bytes of all uploaded files together."""
+    """Bytes of all uploaded files together, and of the copies that jobs learn from."""
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

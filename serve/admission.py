@@ -40,6 +40,7 @@ class TokenBucket:
 class _Seen:
     bucket: TokenBucket
     concurrent: int = 0
+    watching: int = 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -96,6 +97,26 @@ class Admission:
         finally:
             seen.concurrent -= 1
             self.working -= 1
+
+    @contextmanager
+    def watch(self, caller: Caller) -> Iterator[None]:
+        """Hold a stream that tells how a job goes; it needs no place of the replica, but looks at the store.
+
+        Raises:
+            RateLimitError: The tenant holds as many as it may.
+        """
+        seen = self._seen(caller)
+        if seen.watching >= caller.limits.max_concurrent:
+            raise RateLimitError(
+                f"expected at most {caller.limits.max_concurrent} streams of jobs at the same time, found more; close "
+                "one first",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        seen.watching += 1
+        try:
+            yield
+        finally:
+            seen.watching -= 1
 
     def _seen(self, caller: Caller) -> _Seen:
         limits = caller.limits

@@ -1,7 +1,7 @@
 """From uploaded files to a concept folder: what a fine-tuning job is to learn, written where a worker reads it.
 
-    concepts/<name>/<digest>/concept.yaml      the document, photographs named by file
-    concepts/<name>/<digest>/images/00.png     and so on
+    concepts/<name>/<digest>-<bytes>/concept.yaml       the document, photographs named by file; written last
+    concepts/<name>/<digest>-<bytes>/images/000.png     and so on
 
 The folder is a copy: files may be deleted after the job was created.
 """
@@ -14,13 +14,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from omnifarm.concept.datasets.load import load_concepts
-from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError, RequestError
 from omnifarm.store.base import Store
+from omnifarm.tenancy import TenantLimits
+from serve.copies import erase_copy, folder_of
+from serve.errors import MissingError
 from serve.shelf import Shelf
 
-PREFIX = "concepts/"
-"""Keys of all concept folders begin with this."""
 MAX_DOCUMENT_BYTES = 2**20
 """Largest concept document."""
 
@@ -92,7 +92,9 @@ def parse_document(data: bytes) -> dict[str, Any]:
     return values
 
 
-def write_concept(document: ConceptDocument, *, name: str, shelf: Shelf, store: Store, url: str) -> str:
+def write_concept(
+    document: ConceptDocument, *, name: str, shelf: Shelf, store: Store, url: str, limits: TenantLimits
+) -> str:
     """Write a concept folder and check that it can be learned from. Safe to repeat.
 
     Args:
@@ -101,6 +103,7 @@ def write_concept(document: ConceptDocument, *, name: str, shelf: Shelf, store: 
         shelf: Holds the pictures.
         store: The tenant's own store.
         url: Its URL.
+        limits: What the tenant may have.
 
     Returns:
         The folder's URL.
@@ -108,32 +111,42 @@ def write_concept(document: ConceptDocument, *, name: str, shelf: Shelf, store: 
     Raises:
         MissingError: The document names a file that the tenant does not have.
         RequestError: It names a file that is no picture.
+        QuotaError: The copies would be more than the tenant may have.
         ConceptError: The concept cannot be learned, with every reason.
     """
-    paths: dict[str, str] = {}
-    pictures: dict[str, bytes] = {}
-    for folder, ids in document.file_ids().items():
-        for index, file_id in enumerate(ids):
-            if shelf.get(file_id).purpose != "vision":
-                raise RequestError(f"expected {file_id} to be a picture, found a document", field="training_file")
-            paths[file_id] = f"{folder}/{index:03d}.png"
-            pictures[paths[file_id]] = shelf.content(file_id)
+    copies = {
+        f"{folder}/{index:03d}.png": file_id
+        for folder, ids in document.file_ids().items()
+        for index, file_id in enumerate(ids)
+    }
+    paths = {file_id: path for path, file_id in copies.items()}
+    for file_id in paths:
+        if shelf.get(file_id).purpose != "vision":
+            raise RequestError(f"expected {file_id} to be a picture, found a document", field="training_file")
     text = yaml.safe_dump(_plain(document, name=name, paths=paths), allow_unicode=True, sort_keys=True).encode()
-    digest = hashlib.sha256(text)
-    for path in sorted(pictures):
-        digest.update(path.encode() + hashlib.sha256(pictures[path]).digest())
-    place = f"{PREFIX}{name}/{digest.hexdigest()[:24]}"
-    for path, data in pictures.items():
-        store.put(f"{place}/{path}", data)
-    store.put(f"{place}/concept.yaml", text)
-    folder_url = f"{url.rstrip('/')}/{place}"
-    ((_, found),) = load_concepts(folder_url)
-    if isinstance(found, ConceptSpec):
+    digest, size_bytes = hashlib.sha256(text), len(text)
+    # Read twice, for the folder's name and to be copied: all of them together may be more than memory holds.
+    for path in sorted(copies):
+        data = shelf.content(copies[path])
+        digest.update(path.encode() + hashlib.sha256(data).digest())
+        size_bytes += len(data)
+    folder = folder_of(name, digest=digest.hexdigest(), size_bytes=size_bytes)
+    folder_url = f"{url.rstrip('/')}/{folder}"
+    if next(store.list(f"{folder}/concept.yaml", limit=1), None) is not None:
         return folder_url
-    for key in list(store.list(f"{place}/")):
-        store.erase(key)
-    assert isinstance(found, ConceptError)
-    raise found
+    if next(store.list(f"{folder}/", limit=1), None) is None:
+        shelf.check_room(size_bytes, limits=limits)
+    try:
+        for path, file_id in copies.items():
+            store.put(f"{folder}/{path}", shelf.content(file_id))
+        store.put(f"{folder}/concept.yaml", text)
+        ((_, found),) = load_concepts(folder_url)
+        if isinstance(found, ConceptError):
+            raise found
+    except (ConceptError, MissingError):
+        erase_copy(store, folder_url)
+        raise
+    return folder_url
 
 
 def _plain(document: ConceptDocument, *, name: str, paths: dict[str, str]) -> dict[str, Any]:

@@ -96,7 +96,14 @@ def status_of(error: OmniFarmError) -> int:
 
 
 def body_of(error: OmniFarmError) -> dict[str, Any]:
-    """The JSON of an error of ours; the facts behind the message stand beside it."""
+    """The JSON of an error of ours; the facts behind the message stand beside it.
+
+    A store's own words may hold keys and hosts: they are for the operator.
+    """
+    if isinstance(error, NotFoundError):
+        return _body("there is nothing of that name", type_="not_found_error", code="not_found")
+    if isinstance(error, StoreError):
+        return _body("the store does not answer; try again", type_="overloaded_error", code="store_unavailable")
     for kind, _, type_, code in STATUS:
         if isinstance(error, kind):
             facts = {
@@ -106,6 +113,18 @@ def body_of(error: OmniFarmError) -> dict[str, Any]:
             }
             return _body(error.message, type_=type_, code=code, param=error.facts.get("field"), facts=facts)
     return _internal()
+
+
+def report(error: OmniFarmError) -> dict[str, Any]:
+    """Return the JSON of an error of ours, and log what it keeps from the client, or that a client was sent away."""
+    status = status_of(error)
+    if status == 500:
+        _LOG.error("request_crashed", exc_info=error)
+    elif isinstance(error, StoreError) and status == 503:
+        event(_LOG, "store_failed", level=logging.ERROR, reason=error.message)
+    elif status == 503:
+        event(_LOG, "request_refused", error=type(error).__name__, status=status)
+    return body_of(error)
 
 
 def install(api: FastAPI) -> None:
@@ -144,16 +163,7 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
     status = status_of(error)
     if status == 500:
         return await _unexpected(request, error)
-    if status >= 500:
-        event(_LOG, "request_failed", level=logging.ERROR, error=type(error).__name__, status=status)
-    message_body = body_of(error)
-    if isinstance(error, StoreError) and status == 503:
-        # The store's own words may hold keys and hosts; they are for the operator.
-        event(_LOG, "store_failed", level=logging.ERROR, reason=error.message)
-        message_body = _body("the store does not answer; try again", type_="overloaded_error", code="store_unavailable")
-    elif isinstance(error, NotFoundError):
-        message_body = _body("there is nothing of that name", type_="not_found_error", code="not_found")
-    return JSONResponse(message_body, status_code=status, headers=headers_of(error))
+    return JSONResponse(report(error), status_code=status, headers=headers_of(error))
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

@@ -4,9 +4,11 @@
 
 The first request claims the key by a create-once write; one that comes while it works gets 409, one that comes after
 gets the same reply, and one with another body gets 422. A claim whose replica died is open again when it expires.
-Only successes are kept: a request that failed may be tried again under its key.
+Only successes are kept: a request that failed may be tried again under its key. A reply may hold a person's picture, so
+what goes is erased, older versions too.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -62,7 +64,7 @@ async def once(
     if not _KEY.fullmatch(key):
         raise RequestError("expected an Idempotency-Key of 1..255 printable ASCII characters, found another")
     place = f"{PREFIX}{hashlib.sha256(f'{route} {key}'.encode()).hexdigest()}.json"
-    kept = await anyio.to_thread.run_sync(_claim, store, place, digest, clock.now_s())
+    claim, kept = await anyio.to_thread.run_sync(_claim, store, place, digest, clock.now_s())
     if kept is not None:
         return kept
     try:
@@ -70,38 +72,43 @@ async def once(
     except BaseException:
         # Also when the client left: the next try with this key does the work.
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(store.delete, place)
+            await anyio.to_thread.run_sync(store.erase, place)
         raise
     record = json.dumps({"digest": digest, "until_s": clock.now_s() + KEPT_S, "reply": reply}).encode()
     if len(record) <= MAX_REPLY_BYTES:
-        await anyio.to_thread.run_sync(store.put, place, record)
+        await anyio.to_thread.run_sync(_keep, store, place, record, claim)
     else:
-        await anyio.to_thread.run_sync(store.delete, place)
+        await anyio.to_thread.run_sync(store.erase, place)
     return reply
 
 
 def sweep(store: Store, *, now_s: float) -> int:
-    """Delete replies and claims whose time is over; return how many."""
+    """Erase replies and claims whose time is over, and what older versions of such are left; return how many."""
     count = 0
-    for key in list(store.list(PREFIX)):
+    for key in list(store.erasable(PREFIX)):
         try:
-            record = json.loads(store.get(key).data)
+            is_over = json.loads(store.get(key).data)["until_s"] <= now_s
         except NotFoundError:
-            continue
-        if record["until_s"] <= now_s:
-            store.delete(key)
+            is_over = True
+        if is_over:
+            store.erase(key)
             count += 1
     return count
 
 
-def _claim(store: Store, place: str, digest: str, now_s: float) -> Reply | None:
+def forget_replies(store: Store) -> None:
+    """Erase every kept reply of a tenant, and claims, so that what is under way is not kept either."""
+    for key in list(store.erasable(PREFIX)):
+        store.erase(key)
+
+
+def _claim(store: Store, place: str, digest: str, now_s: float) -> tuple[str, Reply | None]:
+    """Return the etag of our claim, or the reply that is kept."""
     claim = json.dumps({"digest": digest, "until_s": now_s + CLAIM_S, "reply": None}).encode()
     try:
-        store.put(place, claim, if_none_match=True)
+        return store.put(place, claim, if_none_match=True), None
     except PreconditionError:
         pass
-    else:
-        return None
     try:
         found = store.get(place)
     except NotFoundError:  # given up in this moment
@@ -109,18 +116,22 @@ def _claim(store: Store, place: str, digest: str, now_s: float) -> Reply | None:
     record = json.loads(found.data)
     if record["until_s"] <= now_s:
         try:
-            store.put(place, claim, if_match=found.etag)
+            return store.put(place, claim, if_match=found.etag), None
         except PreconditionError:
             raise _busy() from None
-        return None
     if record["digest"] != digest:
         raise RequestError(
             "expected the request that came first with this Idempotency-Key, found another; use a new key"
         )
     if record["reply"] is None:
         raise _busy()
-    reply: Reply = record["reply"]
-    return reply
+    return found.etag, record["reply"]
+
+
+def _keep(store: Store, place: str, record: bytes, claim: str) -> None:
+    # Without its claim, a reply is another's by now, or was to be forgotten.
+    with contextlib.suppress(PreconditionError):
+        store.put(place, record, if_match=claim)
 
 
 def _busy() -> ConflictError:

@@ -14,6 +14,7 @@ from omnifarm.clock import Clock
 from omnifarm.errors import NotFoundError
 from omnifarm.store.base import Store
 from omnifarm.tenancy import TenantLimits
+from serve.copies import copied_bytes
 from serve.errors import MissingError, QuotaError
 
 PREFIX = "files/"
@@ -74,13 +75,7 @@ class Shelf:
         Raises:
             QuotaError: The tenant has as many files, or bytes, as it may.
         """
-        files = self.list()
-        used = sum(file.size_bytes for file in files)
-        if len(files) >= limits.max_files or used + len(data) > limits.max_file_bytes:
-            raise QuotaError(
-                f"expected at most {limits.max_files} files and {limits.max_file_bytes} bytes, found {len(files)} files "
-                f"with {used} bytes already; delete files that were learned from"
-            )
+        self.check_room(len(data), limits=limits, num_files=1)
         file = StoredFile(
             file_id=f"file-{secrets.token_hex(12)}",
             filename="".join(letter for letter in filename if letter.isprintable())[:200] or "file",
@@ -92,6 +87,28 @@ class Shelf:
         self._store.put(_content(file.file_id), data)
         self._store.put(_record(file.file_id), file.encode())
         return file
+
+    def check_room(self, size_bytes: int, *, limits: TenantLimits, num_files: int = 0) -> None:
+        """Refuse what the tenant has no room for.
+
+        Args:
+            size_bytes: Bytes to be added, as a file or as a copy of files for a job.
+            limits: What the tenant may have.
+            num_files: Files to be added.
+
+        Raises:
+            QuotaError: The tenant has as many files, or bytes, as it may.
+        """
+        files = self.list()
+        copied = copied_bytes(self._store)
+        used = sum(file.size_bytes for file in files) + copied
+        has_many = num_files > 0 and len(files) + num_files > limits.max_files
+        if has_many or used + size_bytes > limits.max_file_bytes:
+            raise QuotaError(
+                f"expected at most {limits.max_files} files and {limits.max_file_bytes} bytes, found {len(files)} files "
+                f"and {used} bytes already, {copied} of them copies that jobs learn from; delete files that were "
+                "learned from, or concepts"
+            )
 
     def get(self, file_id: str) -> StoredFile:
         """Return a file's record.

@@ -1,7 +1,8 @@
 """Server-sent events: how streams are written."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any
 
 from fastapi.responses import StreamingResponse
@@ -19,8 +20,36 @@ def sse(values: dict[str, Any], *, name: str | None = None) -> bytes:
     return f"{head}data: {text}\n\n".encode()
 
 
-def stream_reply(pieces: AsyncIterator[bytes]) -> StreamingResponse:
-    """Return the response that sends `pieces` as they come; proxies are told not to hold them back."""
+async def stream_reply(
+    pieces: AsyncGenerator[bytes, None], *, place: AbstractContextManager[None] | None = None
+) -> StreamingResponse:
+    """Return the response that sends `pieces` as they come; proxies are told not to hold them back.
+
+    Args:
+        pieces: At least one. The first is waited for, so that a refusal still has its own status.
+        place: Held from now until the stream has ended or the client has left.
+    """
+    held = _held(pieces, place or nullcontext())
+    first = await anext(held)
     return StreamingResponse(
-        pieces, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        _continued(first, held),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
+
+
+async def _held(
+    pieces: AsyncGenerator[bytes, None], place: AbstractContextManager[None]
+) -> AsyncGenerator[bytes, None]:
+    with place:
+        # A client that leaves takes its work with it.
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+
+async def _continued(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    async with aclosing(rest):
+        yield first
+        async for piece in rest:
+            yield piece

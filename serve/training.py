@@ -93,7 +93,7 @@ class ConceptTrainer:
                 self._clock.sleep_s(poll_s)
 
     def tidy(self, *, every_s: float = 3600.0) -> None:
-        """Delete kept replies whose time is over, of every tenant, if it was not done for `every_s` seconds."""
+        """Erase kept replies whose time is over, of every tenant, if it was not done for `every_s` seconds."""
         now_s = self._clock.monotonic_s()
         if self._tidied_s is not None and now_s - self._tidied_s < every_s:
             return

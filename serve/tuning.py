@@ -21,9 +21,11 @@ from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, submit_concepts
 from omnifarm.store.base import Store
 from omnifarm.tenancy import TenantLimits
-from serve.documents import PREFIX as FOLDERS
+from serve.copies import PREFIX as FOLDERS
+from serve.copies import erase_copy
 from serve.documents import ConceptDocument, write_concept
 from serve.errors import MissingError, QuotaError
+from serve.idempotency import forget_replies
 from serve.shelf import Shelf
 
 PREFIX = "tuning/"
@@ -107,6 +109,16 @@ class Job:
         """Where it stands."""
         return _STATUS[self.record.state]
 
+    @property
+    def reason(self) -> str:
+        """Why its last attempt ended, for the tenant: one line, empty if none did.
+
+        Where the store is, and what went wrong inside the server, is for the operator.
+        """
+        if self.record.traceback is not None:
+            return "the training failed inside the server; its operator can see why"
+        return (self.record.error or "").partition("\n")[0].replace(self.record.concept_url, "the copied files")
+
 
 class Tuning:
     """Fine-tuning jobs of one tenant. Safe to share between threads.
@@ -152,7 +164,7 @@ class Tuning:
             limits: What the tenant may have.
 
         Raises:
-            QuotaError: The tenant has as many concepts, or unfinished jobs, as it may.
+            QuotaError: The tenant has as many concepts, unfinished jobs or bytes as it may.
             ConceptError: The concept cannot be learned, with every reason.
             ConfigError: A recipe setting cannot be used.
             MissingError: A file does not exist.
@@ -166,7 +178,9 @@ class Tuning:
         if waiting >= limits.max_jobs:
             raise QuotaError(f"expected at most {limits.max_jobs} unfinished jobs, found {waiting}; wait for one")
         backbone = replace(self._backbone, recipe=self._backbone.recipe.with_overrides(overrides))
-        url = write_concept(document, name=name, shelf=self._shelf, store=self._store, url=self._store.url)
+        url = write_concept(
+            document, name=name, shelf=self._shelf, store=self._store, url=self._store.url, limits=limits
+        )
         (record,) = submit_concepts(url, queue=self._queue, backbone=backbone)
         request = TuningRequest(
             job_id=record.job_id,
@@ -203,18 +217,24 @@ class Tuning:
     def cancel(self, public_id: str) -> Job:
         """Take a job back: it is not begun, or stops within a worker's heartbeat. Finished jobs stay as they are.
 
+        The copies of its photographs are erased, unless another job learns from the same. Safe to repeat.
+
         Raises:
             MissingError: The tenant has no such job.
         """
+        self._call_off(self.get(public_id))
         job = self.get(public_id)
-        if job.status.is_final:
-            return job
-        self._queue.cancel(job.request.job_id)
-        self._root.delete(self._pending + job.request.job_id)
-        return self.get(public_id)
+        if job.status is JobStatus.CANCELLED:
+            url = job.record.concept_url
+            users = [one for one in self.list() if one.record.concept_url == url]
+            if all(one.status is JobStatus.CANCELLED for one in users):
+                erase_copy(self._store, url)
+        return job
 
     def forget(self, name: str) -> int:
         """Delete a concept with everything kept about it: artifacts, jobs and the copies of its photographs.
+
+        Replies kept under an idempotency key go too, all of the tenant's: they do not say whom their pictures show.
 
         Returns:
             How many learned versions there were.
@@ -224,11 +244,12 @@ class Tuning:
         """
         jobs = [job for job in self.list() if job.request.name == name]
         for job in jobs:
-            self.cancel(job.public_id)
+            self._call_off(job)
         folders = list(self._store.erasable(f"{FOLDERS}{name}/"))
         report = erase_concept(name, store=self._store, queue=self._queue)
         for key in [*folders, *(_key(job.request.job_id) for job in jobs)]:
             self._store.erase(key)
+        forget_replies(self._store)
         if not report.versions and not jobs and not folders:
             raise MissingError(f"expected a learned concept, found none named <{name}>", concept=f"<{name}>")
         return report.versions
@@ -236,6 +257,11 @@ class Tuning:
     def recipe(self, job: Job) -> TrainingRecipe:
         """Return how a job is learned."""
         return TrainingRecipe.from_json(job.request.recipe)
+
+    def _call_off(self, job: Job) -> None:
+        if not job.status.is_final:
+            self._queue.cancel(job.request.job_id)
+            self._root.delete(self._pending + job.request.job_id)
 
     def _read(self, job_id: str) -> Job | None:
         try:

@@ -10,7 +10,7 @@ Drawings are made by the serving engine between other requests, at low cost; one
 import asyncio
 import base64
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from omnifarm.farm.progress import ProgressMeter
 from omnifarm.logs import event
 from omnifarm.serving.requests import Picture
 from omnifarm.tenancy import Caller
-from serve.errors import MissingError, body_of
+from serve.errors import MissingError, report
 from serve.pictures import encode_picture
 from serve.previews import Glimpse
 from serve.services import Services
@@ -36,7 +36,7 @@ _NUM_DRAWINGS = 8
 _NUM_TIMESTEPS = 12
 
 
-async def watch(shared: Services, caller: Caller, job: Job) -> AsyncIterator[bytes]:
+async def watch(shared: Services, caller: Caller, job: Job) -> AsyncGenerator[bytes, None]:
     """Send what is known of a job, then each change, until it is over or the client leaves.
 
     Args:
@@ -81,8 +81,7 @@ async def watch(shared: Services, caller: Caller, job: Job) -> AsyncIterator[byt
                     yield piece
                 drawing = None
             if status.is_final:
-                reason = (record.error or "").partition("\n")[0]
-                yield sse({"status": status.value, "message": reason}, name="end")
+                yield sse({"status": status.value, "message": job.reason}, name="end")
                 return
             due = max(1, record.num_steps // _NUM_DRAWINGS)
             if glimpse is not None and drawing is None and glimpse.step - drawn_step >= due:
@@ -99,7 +98,7 @@ async def watch(shared: Services, caller: Caller, job: Job) -> AsyncIterator[byt
                 yield sse({"status": "cancelled", "message": "the concept was deleted"}, name="end")
                 return
             except OmniFarmError as error:
-                yield sse(body_of(error), name="error")
+                yield sse(report(error), name="error")
                 return
     finally:
         if drawing is not None:

@@ -25,8 +25,8 @@ class Difference:
     """Key of the column."""
     before: float
     """Value in the first run."""
-    after: float
-    """Value in the second run."""
+    after: float | None
+    """Value in the second run; None where it measured none, which is worse whatever the tolerance."""
     low: float | None
     """2.5 % quantile of the paired difference over concepts; None with fewer than two shared concepts."""
     high: float | None
@@ -36,7 +36,7 @@ class Difference:
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], *, tolerance: float) -> list[Difference]:
-    """Return every cell that both reports measured.
+    """Return every cell that the first report measured and whose column the second one could run.
 
     A cell is worse (or better) when its value moved by more than `tolerance` and, where two or more concepts are
     shared, the interval of the paired differences leaves out 0.
@@ -62,9 +62,14 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], *, tolerance: f
     found = []
     for column in before["columns"]:
         better = column["is_higher_better"]
+        if column["key"] in after["reasons"]:
+            continue
         for row in before["rows"]:
             cells = [report["cells"].get(row["key"], {}).get(column["key"]) for report in (before, after)]
-            if better is None or any(cell is None or cell["value"] is None for cell in cells):
+            if better is None or row["key"] not in after["cells"] or cells[0] is None or cells[0]["value"] is None:
+                continue
+            if cells[1] is None or cells[1]["value"] is None:
+                found.append(_gone(row["key"], column["key"], before=cells[0]["value"]))
                 continue
             pairs = _paired(before, after, row["key"], column["key"])
             low, high = _interval(pairs) if len(pairs) > 1 else (None, None)
@@ -81,6 +86,10 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any], *, tolerance: f
                 )
             )
     return found
+
+
+def _gone(row: str, column: str, *, before: float) -> Difference:
+    return Difference(row=row, column=column, before=before, after=None, low=None, high=None, change="worse")
 
 
 def _change(moved: float, low: float | None, high: float | None, *, tolerance: float, is_higher_better: bool) -> Change:

@@ -152,7 +152,7 @@ SWEEPS: Mapping[str, tuple[str, ...]] = {
     "tokens": tuple(key for key in ROWS if key.startswith("tokens_")),
     "exemplars": tuple(key for key in ROWS if key.startswith("exemplars_")),
     "replay": ("ours", "without_replay", "three_stage"),
-    "decoupling": ("ours", "without_decoupling"),
+    "decoupling": ("ours", "without_decoupling", "without_edit_data"),
 }
 """Names that stand for several rows: Fig. 9, Fig. 6b, Table 3, and Fig. 6a with Fig. 8."""
 BASELINES = tuple(row.key for row in _ROWS if row.section == "baseline")

@@ -19,10 +19,19 @@ from omnifarm.bench.metrics.similarity import mean_similarity, mean_similarity_w
 from omnifarm.bench.replies import Filed, ReplyFile
 from omnifarm.bench.rows import Row
 from omnifarm.bench.tasks import BenchConcept, Benchmark, Item, Task
+from omnifarm.concept.spec import ConceptImage
 
 Graded = TypeVar("Graded")
 
 _ABSENT = NotRun(reason="not set up")
+_WORLD_OF: Mapping[Task, Sequence[str]] = {
+    "vqa": ("world_vqa",),
+    "qa": ("world_qa",),
+    "pure": ("world_identity", "world_place"),
+    "parg": ("world_parg",),
+    "edit": ("world_edit",),
+}
+"""What `world_measures` says of each task's replies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +91,7 @@ class _Concept:
     values: list[ConceptValue] = field(default_factory=list)
 
     def add(self, metric: str, value: float | None, n: int, failures: int = 0) -> None:
-        kept = None if value is None or math.isnan(value) else float(value)
+        kept = None if value is None or math.isnan(value) or n == 0 else float(value)
         self.values.append(
             ConceptValue(
                 row=self.row.key,
@@ -222,7 +231,7 @@ def _image_encoders(scorers: Scorers) -> list[tuple[str, ImageEncoder]]:
 def _faces(of: _Concept) -> None:
     good, failed = of.answered("people")
     encoders = [tool for tool in (of.scorers.arcface, of.scorers.dlib) if not isinstance(tool, NotRun)]
-    if not good or not encoders:
+    if not encoders or not (good or failed):
         return
     drawings, photos = of.pictures(good), of.concept.train_pictures()
     if not isinstance(of.scorers.arcface, NotRun):
@@ -271,7 +280,7 @@ def _edits(of: _Concept) -> None:
         item = pair[0]
         source = of.benchmark.picture_of(item)
         assert source is not None
-        references = [_reference(of.concept, path.digest) for path in item.references]
+        references = [_reference(of.concept, image) for image in item.references]
         return judge.grade_edit(of.concept, item, source, of.replies.picture(item), references)
 
     verdicts = _graded(of, good, grade)
@@ -281,25 +290,24 @@ def _edits(of: _Concept) -> None:
         "edit_overall": _overall,
     }
     found: dict[str, float | None] = {}
+    num_scored: dict[str, int] = {}
     for metric, read in kinds.items():
         groups: dict[str, list[float]] = {}
         for (item, _), verdict in zip(good, verdicts, strict=True):
             if (score := read(verdict)) is not None:
                 groups.setdefault(item.operation, []).append(score)
-        scored = sum(map(len, groups.values()))
+        num_scored[metric] = scored = sum(map(len, groups.values()))
         found[metric] = mean_of_groups(groups)
         of.add(metric, found[metric], scored, failed + len(good) - scored)
     consistency, quality = found["sema_c"], found["qual_i"]
     whole = None if consistency is None or quality is None else (consistency + quality) / 2
-    of.add("avg", whole, len(good), failed)
+    both = min(num_scored["sema_c"], num_scored["qual_i"])
+    of.add("avg", whole, both, failed + len(good) - both)
 
 
-def _reference(concept: BenchConcept, digest: str) -> Image.Image:
-    for image in concept.spec.images:
-        if image.digest == digest:
-            return concept.spec.open_image(image)
-    image = next(image for image in concept.held_out.images if image.digest == digest)
-    return concept.held_out.open_image(image)
+def _reference(concept: BenchConcept, image: ConceptImage) -> Image.Image:
+    is_learned = any(one.digest == image.digest for one in concept.spec.images)
+    return concept.spec.open_image(image) if is_learned else concept.held_out.open_image(image)
 
 
 def _overall(verdict: EditVerdict) -> float | None:
@@ -317,6 +325,9 @@ def _world(of: _Concept) -> None:
         good, failed = of.answered(task)
         if task == "rec":
             continue
+        if failed and not good:
+            for name in _WORLD_OF.get(task, ()):
+                of.add(name, None, 0, failed)
         for item, filed in good:
             reply = of.replies.picture(item) if filed.has_picture else filed.text
             # Portraits name no place and are drawn for the face measures; pure drawings speak for identity.

@@ -179,8 +179,11 @@ def compare(
             if one.change != "same":
                 color = "red" if one.change == "worse" else "green"
                 interval = "" if one.low is None else f" [{one.low:+.3f}, {one.high:+.3f}]"
-                moved = f"[{color}]{one.change}[/] {one.after - one.before:+.3f}{interval.replace('[', chr(92) + '[')}"
-                table.add_row(one.row, one.column, f"{one.before:.3f}", f"{one.after:.3f}", moved)
+                by = (
+                    "" if one.after is None else f" {one.after - one.before:+.3f}{interval.replace('[', chr(92) + '[')}"
+                )
+                after = "none" if one.after is None else f"{one.after:.3f}"
+                table.add_row(one.row, one.column, f"{one.before:.3f}", after, f"[{color}]{one.change}[/]{by}")
         results.print(table)
         people.print(f"{len(worse)} worse of {len(differences)} cells, tolerance {tolerance}")
     if worse:

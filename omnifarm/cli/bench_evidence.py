@@ -16,8 +16,8 @@ from omnifarm.errors import NotFoundError
 from omnifarm.miniature.render import render, subject_mask
 from omnifarm.serving.looking import looking_at
 
-SHOWN = ("ours", "without_decoupling")
-"""Rows whose soft tokens are shown: full and coupled."""
+SHOWN = ("ours", "without_decoupling", "without_edit_data")
+"""Rows whose soft tokens are shown: Fig. 6a compares ours with the second, Fig. 8 with the third."""
 
 Learned = Mapping[str, Mapping[str, SoftTokens]]
 """Row to concept to what was learned."""

@@ -139,7 +139,7 @@ def train(run: Prepared, work: Work, *, seed: int) -> None:
         pending = submit(run.data.url, store=store, backbone=backbone, concepts=names)
         if pending:
             say(f"training {row.title}, seed {seed}: {len(pending)} concepts, {recipe.steps} steps each")
-            work.train(store_url=url, backbone=backbone.name, num_jobs=len(pending), recipe=recipe)
+            work.train(store_url=url, backbone=backbone.name, num_jobs=len(names), recipe=recipe)
         for record in JobQueue(store, clock=SystemClock()).list(pending):
             if record.state is not JobState.COMMITTED:
                 say(f"not learned: {record.name}: {record.error or record.state.value}")

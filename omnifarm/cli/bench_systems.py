@@ -27,8 +27,8 @@ from omnifarm.serving.requests import Limits
 from omnifarm.store.base import Store
 from omnifarm.store.memory import MemoryStore
 
-MAX_TOKENS = 256
-"""Longest answer."""
+MAX_TOKENS = 1000
+"""Longest answer (METHOD section 4)."""
 
 
 class LearnedSystem:

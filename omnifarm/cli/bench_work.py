@@ -46,7 +46,8 @@ from omnifarm.training.compiling import compiling_pays
 from omnifarm.training.workbench import DTYPES
 
 LANES = 4
-"""Concepts a worker trains side by side, in one forward."""
+"""Concepts a worker trains side by side, each in a forward of its own: what is learned depends neither on the others, nor
+on who does the work, nor on interruptions."""
 OTHERS_KEY = "OMNIFARM_OTHERS_KEY"
 """Environment variable with the API key of other models."""
 
@@ -55,7 +56,7 @@ class Work(Protocol):
     """Where the work is done."""
 
     def train(self, *, store_url: str, backbone: str, num_jobs: int, recipe: TrainingRecipe) -> None:
-        """Finish the jobs of a store, `num_jobs` of one recipe; returns when every one is committed or failed."""
+        """Finish the jobs of a store, `num_jobs` of one recipe in all; returns when each is committed or failed."""
 
     def each(self, do: Callable[[Mapping[str, Any]], object], shares: Sequence[Mapping[str, Any]]) -> None:
         """Run `do` (`learn_share` or `ask_share`) on each of the shares."""
@@ -119,7 +120,7 @@ def train_share(values: Mapping[str, Any]) -> None:
         store_url=values["store"],
         backbone=values["backbone"],
         recipe=TrainingRecipe.from_json(values["recipe"]),
-        settings=WorkerSettings(lanes=LANES, lanes_per_pack=LANES, poll_s=0.2, compiled=values["compiled"]),
+        settings=WorkerSettings(lanes=LANES, poll_s=0.2, compiled=values["compiled"]),
     )
 
 
@@ -140,7 +141,7 @@ def learn_share(values: Mapping[str, Any]) -> None:
         loaded=loaded,
         store=open_store(values["store"]),
         recipe=recipe,
-        lanes=LANES,
+        lanes=1,
     )
 
 

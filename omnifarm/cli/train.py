@@ -68,9 +68,10 @@ def local(
     records = submit_concepts(concepts, queue=queue, backbone=chosen, only=only or ())
     job_ids = [record.job_id for record in records]
     announce(records, backbone=backbone, fingerprint=chosen.fingerprint, steps=chosen.recipe.steps)
-    if pending := sum(not record.state.is_finished for record in records):
+    if any(not record.state.is_finished for record in records):
         if compiled is None:
-            compiled = compiling_pays(num_concepts=pending, steps=chosen.recipe.steps, num_workers=1)
+            # By all concepts, finished ones too: a run that goes on computes as it began.
+            compiled = compiling_pays(num_concepts=len(records), steps=chosen.recipe.steps, num_workers=1)
         workbench = Workbench.open(
             chosen.name,
             precision=chosen.recipe.precision,

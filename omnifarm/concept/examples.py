@@ -70,7 +70,7 @@ class ExampleSampler:
         self._text = [(qa.question, qa.answer) for qa in spec.qa if qa.kind == "text"] or generated_questions(spec)
         asked = {qa.image.digest for qa in self._vqa if qa.image is not None}
         # A picture that is read for one question is read for both; possible where questions reach every photo.
-        self._pairs_questions = all(one.pair is None and one.image.digest in asked for one in self._present)
+        self._pairs_questions = all(one.image.digest in asked for one in self._present)
         # The order is the order of the turns; balanced, whatever their sizes.
         self._understanding = [
             name
@@ -131,8 +131,9 @@ class ExampleSampler:
         turn, (is_present, index) = index, (index % 2 == 0, index // 2)
         if is_present and self._pairs_questions:
             asked = self._pick(self._vqa, turn, seed, "vqa").image
-            shown = next((one for one in self._present if asked is not None and one.image.digest == asked.digest), None)
-            shown = shown or self._pick(self._present, index, seed, "present")
+            # The same picture, with our words and with those that came with the data in turn.
+            same = [one for one in self._present if asked is not None and one.image.digest == asked.digest]
+            shown = same[index % len(same)] if same else self._pick(self._present, index, seed, "present")
         elif is_present:
             shown = self._pick(self._present, index, seed, "present")
         else:

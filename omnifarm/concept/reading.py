@@ -107,7 +107,8 @@ class Reader:
         """
         try:
             return json.loads(self.text(path))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
+            # A number of thousands of digits is a plain ValueError.
             what = f"is not JSON ({error})"
             raise ConceptError(f"{path}: {what}; mend the file", what=what, fix="mend the file") from error
 

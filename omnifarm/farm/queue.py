@@ -248,7 +248,7 @@ class JobQueue:
     def retry(self, job_id: str, *, concept_url: str | None = None) -> JobRecord:
         """Queue a failed or cancelled job again with its strikes forgotten; any other job is returned as it is.
 
-        `concept_url` says where its data lie now; None for where they lay.
+        `concept_url` says where its data lie now, if they have moved.
         """
 
         def again(record: JobRecord) -> JobRecord:

@@ -208,12 +208,8 @@ class Loop:
             except StopIteration as done:
                 self._end(entry, done.value, None)
                 return
-            except OmniFarmError as error:
-                self._end(entry, None, error)
-                return
             except Exception as error:  # noqa: BLE001 - one request's failure must not end the others
-                _LOG.exception("request_failed")
-                self._end(entry, None, _internal(error))
+                self._fail(entry, error)
                 return
             if entry.missing:
                 return
@@ -230,8 +226,11 @@ class Loop:
             if known is not None:
                 self._continue(entry, slot, work, known)
                 return
+        task = self._runner.start(work, soft_table=self._soft_table())
+        if key is not None:
+            # Only now: nobody may wait for a reading that could not begin.
             self._followers[key] = []
-        self._add(entry, slot, work, self._runner.start(work, soft_table=self._soft_table()), key=key)
+        self._add(entry, slot, work, task, key=key)
 
     def _continue(self, entry: Entry, slot: int, work: Work, known: PooledContext) -> None:
         """Read what comes behind a beginning that was read before, if anything does."""
@@ -268,7 +267,10 @@ class Loop:
             self._prefixes.put(running.key, outcome.prefix, labels=entry.labels)
             for follower, slot, work in self._followers.pop(running.key, []):
                 if follower.number in self._running:
-                    self._continue(follower, slot, work, outcome.prefix)
+                    try:
+                        self._continue(follower, slot, work, outcome.prefix)
+                    except Exception as error:  # noqa: BLE001 - as in _resume
+                        self._fail(follower, error)
                     woken[follower.number] = follower
         if running.slot is not None:
             self._fill(entry, running.slot, outcome.value)
@@ -279,6 +281,11 @@ class Loop:
     def _fill(self, entry: Entry, slot: int, value: Any) -> None:
         entry.results[slot] = value
         entry.missing -= 1
+
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        if not isinstance(error, OmniFarmError):
+            _LOG.error("request_failed", exc_info=error)
+        self._end(entry, None, error if isinstance(error, OmniFarmError) else _internal(error))
 
     def _end(self, entry: Entry, result: Any, error: OmniFarmError | None) -> None:
         self._running.pop(entry.number, None)
@@ -294,7 +301,10 @@ class Loop:
             return
         for entry, slot, work in self._followers.pop(running.key, []):
             if entry.number in self._running:
-                self._start(entry, slot, work)
+                try:
+                    self._start(entry, slot, work)
+                except Exception as error:  # noqa: BLE001 - as in _resume
+                    self._fail(entry, error)
 
     def _candidate(self, number: int, running: _Running) -> Candidate:
         task = running.task

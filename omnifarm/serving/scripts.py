@@ -226,14 +226,16 @@ class Scripts:
                 known = [resident] if call.with_concept else []
                 beginning = TextSegment(ids=segment.ids[:shared], soft=_before(segment, shared))
                 is_kept = shared >= LEAST_SHARED
-                # Slots in the opening hold vectors of every concept of the request, so all their versions count.
-                versions = residents if beginning.soft else known
+                # Slots in the opening hold vectors of the request's concepts, so all their versions count; which of
+                # them is consulted counts by itself, because a slot does not say whose vector it holds.
+                whose = residents if beginning.soft else []
+                key = digest("opening", self._key(known, []), self._key(whose, [beginning])) if is_kept else None
                 (context,) = yield [
                     Read(
                         context=context,
                         segments=[segment],
+                        key=key,
                         # The frame's start token is the first of the shared ones.
-                        key=digest("opening", str(len(known)), self._key(versions, [beginning])) if is_kept else None,
                         num_shared=shared + 1 if is_kept else None,
                         is_towards_text=True,
                     )

@@ -23,7 +23,7 @@ def compiling_pays(*, num_concepts: int, steps: int, num_workers: int) -> bool:
     """Say whether the workers of a job should compile.
 
     Args:
-        num_concepts: Concepts to learn.
+        num_concepts: Concepts to learn, those included that an earlier run has finished.
         steps: Steps of each.
         num_workers: Workers that share them; each compiles for itself.
     """

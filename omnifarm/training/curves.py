@@ -15,17 +15,20 @@ def curve_parquet(lane: Lane) -> bytes:
     """Return every step a lane took as a parquet file.
 
     Columns: `step`, those of `StepLosses` (null where a step had no sample of a task), `learning_rate`, and
-    `held_out`, the held-out loss before that step (null where none was measured).
+    `held_out`, the held-out loss before that step (null where none was measured). A last row without losses holds what
+    was measured after the last step.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     held_out = {one.step: one.loss for one in lane.held_out_losses}
-    steps = range(len(lane.losses))
+    taken = len(lane.losses)
+    steps = range(taken + (taken in held_out))
+    beyond = [None] * (len(steps) - taken)
     columns: dict[str, pa.Array] = {"step": pa.array(steps, pa.int32())}
     for name in _COLUMNS:
-        columns[name] = _numbers(getattr(one, name) for one in lane.losses)
-    columns["learning_rate"] = _numbers(lane.recipe.learning_rate_at(step) for step in steps)
+        columns[name] = _numbers([*(getattr(one, name) for one in lane.losses), *beyond])
+    columns["learning_rate"] = _numbers([*(lane.recipe.learning_rate_at(step) for step in range(taken)), *beyond])
     columns["held_out"] = _numbers(held_out.get(step) for step in steps)
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink)

@@ -112,8 +112,8 @@ class Lane:
 
     @property
     def is_done(self) -> bool:
-        """Whether every step of the recipe was taken, or the held-out loss has stopped falling."""
-        return self.step >= self.recipe.steps or self.has_converged
+        """Whether every step was taken and its outcome measured if it may be kept, or the held-out loss has stopped falling."""
+        return (self.step >= self.recipe.steps and not self.wants_held_out) or self.has_converged
 
     @property
     def has_converged(self) -> bool:
@@ -125,9 +125,14 @@ class Lane:
 
     @property
     def wants_held_out(self) -> bool:
-        """Whether the next step measures the held-out loss as well."""
-        every = self.recipe.held_out_every
-        return self.held_out is not None and self.step > 0 and self.step % every == 0
+        """Whether the next pass measures the held-out loss as well; after the last step there is one for that alone."""
+        if (
+            self.held_out is None
+            or self.step == 0
+            or (self.held_out_losses and self.held_out_losses[-1].step == self.step)
+        ):
+            return False
+        return self.step % self.recipe.held_out_every == 0 or self.step >= self.recipe.steps
 
     @property
     def result(self) -> Tensor:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from omnifarm.serving.events import Failed, Finished, TextPiece
 from omnifarm.serving.requests import Answer
 from omnifarm.tenancy import Caller
 from serve.bodies import openapi_json, read_json
-from serve.errors import body_of
+from serve.errors import report
 from serve.idempotency import once
 from serve.pictures import decode_picture, from_base64, is_data_url
 from serve.remote import fetch_picture
@@ -59,7 +59,7 @@ async def complete(
     )
     reply_id, created = f"chatcmpl-{secrets.token_hex(12)}", int(shared.clock.now_s())
     if body.stream:
-        return stream_reply(await _stream(shared, caller, asked, body, reply_id=reply_id, created=created))
+        return await stream_reply(_pieces(shared, caller, asked, body, reply_id=reply_id, created=created))
 
     async def work() -> dict[str, Any]:
         with shared.admission.place(caller):
@@ -95,22 +95,6 @@ async def _images(body: ChatBody, shared: Services) -> list[Image]:
     return list(await asyncio.gather(*(anyio.to_thread.run_sync(decode, data) for data in files)))
 
 
-async def _stream(
-    shared: Services, caller: Caller, asked: Any, body: ChatBody, *, reply_id: str, created: int
-) -> AsyncIterator[bytes]:
-    """Return the stream once the first event is there, so that a refusal still has its own status."""
-    pieces = _pieces(shared, caller, asked, body, reply_id=reply_id, created=created)
-    first = await anext(pieces)
-
-    async def continued() -> AsyncIterator[bytes]:
-        async with aclosing(pieces):
-            yield first
-            async for piece in pieces:
-                yield piece
-
-    return continued()
-
-
 async def _pieces(
     shared: Services, caller: Caller, asked: Any, body: ChatBody, *, reply_id: str, created: int
 ) -> AsyncGenerator[bytes, None]:
@@ -123,7 +107,7 @@ async def _pieces(
                 if isinstance(event, Failed):
                     if not has_begun:
                         raise event.error
-                    yield sse(body_of(event.error))
+                    yield sse(report(event.error))
                     return
                 if not has_begun:
                     has_begun = True

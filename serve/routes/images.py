@@ -4,7 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from omnifarm.serving.events import Failed, Finished, PartialImage
 from omnifarm.serving.requests import EditRequest, GenerateRequest, Picture
 from omnifarm.tenancy import Caller
 from serve.bodies import Upload, openapi_form, openapi_json, read_form, read_json
-from serve.errors import body_of
+from serve.errors import report
 from serve.idempotency import once
 from serve.pictures import decode_mask, decode_picture, encode_picture
 from serve.services import Services, Shared, User
@@ -137,10 +137,7 @@ async def _draw(shared: Services, caller: Caller, task: _Task, idempotency_key: 
     if task.body.stream:
         if idempotency_key is not None:
             raise RequestError("expected no Idempotency-Key for a stream, found one; ask again without stream")
-        pieces = _pieces(shared, caller, task)
-        # A refusal still has its own status while nothing was sent.
-        first = await anext(pieces)
-        return stream_reply(_continued(first, pieces))
+        return await stream_reply(_pieces(shared, caller, task))
 
     async def work() -> dict[str, Any]:
         with shared.admission.place(caller):
@@ -180,7 +177,7 @@ async def _pieces(shared: Services, caller: Caller, task: _Task) -> AsyncGenerat
                 if isinstance(event, Failed):
                     if not has_begun:
                         raise event.error
-                    yield sse(body_of(event.error), name="error")
+                    yield sse(report(event.error), name="error")
                     return
                 if isinstance(event, PartialImage):
                     if event.index >= task.body.partial_images:
@@ -197,14 +194,6 @@ async def _pieces(shared: Services, caller: Caller, task: _Task) -> AsyncGenerat
                     values = reply.data[0].model_dump()
                     values |= {"usage": reply.usage.model_dump(), "concepts": reply.concepts}
                     yield _image_event(task, "completed", b"", event.result.image, created, **values)
-
-
-async def _continued(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
-    # A client that left takes its drawing with it.
-    async with aclosing(rest):
-        yield first
-        async for piece in rest:
-            yield piece
 
 
 def _image_event(task: _Task, what: str, data: bytes, image: Image.Image, created: int, **more: Any) -> bytes:

@@ -5,7 +5,6 @@ talk to nobody but this server. The endpoints below `/studio/api` are the page's
 """
 
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 from omnifarm.concept.images import DEFAULT_LIMITS
 from omnifarm.errors import RequestError, UnknownConceptError
 from serve.bodies import read_form
-from serve.documents import PREFIX as FOLDERS
+from serve.copies import PREFIX as FOLDERS
 from serve.errors import MissingError
 from serve.inventions import WORLD, Group, any_seed, invent
 from serve.pictures import decode_picture
@@ -175,8 +174,7 @@ async def whole_report(run: str, shared: Shared, caller: User) -> Response:
 async def watch_job(job_id: str, shared: Shared, caller: Learner) -> Response:
     """Send a job's progress, losses and early drawings as they come, until it is over."""
     job = await anyio.to_thread.run_sync(shared.space(caller).tuning.get, job_id)
-    pieces: AsyncIterator[bytes] = watch(shared, caller, job)
-    return stream_reply(pieces)
+    return await stream_reply(watch(shared, caller, job), place=shared.admission.watch(caller))
 
 
 # Last, so that it takes only what nobody above has taken.

@@ -1,7 +1,7 @@
 """`/v1/fine_tuning/jobs`: ask for a concept to be learned, watch it, call it off."""
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 import anyio
@@ -13,7 +13,7 @@ from omnifarm.errors import OmniFarmError, RequestError
 from omnifarm.tenancy import Caller
 from serve.bodies import checked, openapi_json, read_json
 from serve.documents import ConceptDocument, parse_document
-from serve.errors import MissingError, body_of
+from serve.errors import MissingError, report
 from serve.idempotency import once
 from serve.services import Learner, Services, Shared
 from serve.sse import KEEP_ALIVE, sse, stream_reply
@@ -92,7 +92,7 @@ async def events(
     """List what happened to a job, newest first; with `stream=true`, send it as it happens until the job is over."""
     job = await _look(shared, caller, job_id)
     if stream:
-        return stream_reply(_watch(shared, caller, job))
+        return await stream_reply(_watch(shared, caller, job), place=shared.admission.watch(caller))
     newest = events_of(job)[::-1]
     ids = [event.id for event in newest]
     start = ids.index(after) + 1 if after in ids else 0
@@ -133,7 +133,7 @@ async def _look(shared: Services, caller: Caller, job_id: str) -> Job:
     return await anyio.to_thread.run_sync(tuning.get, job_id)
 
 
-async def _watch(shared: Services, caller: Caller, job: Job) -> AsyncIterator[bytes]:
+async def _watch(shared: Services, caller: Caller, job: Job) -> AsyncGenerator[bytes, None]:
     """Send what has happened, then each change, until the job is over or the client leaves."""
     sent: set[str] = set()
     quiet_s = 0.0
@@ -156,5 +156,5 @@ async def _watch(shared: Services, caller: Caller, job: Job) -> AsyncIterator[by
             # The concept was deleted meanwhile.
             return
         except OmniFarmError as error:
-            yield sse(body_of(error), name="error")
+            yield sse(report(error), name="error")
             return

@@ -9,6 +9,8 @@ from serve.shelf import StoredFile
 from serve.tuning import Job, JobStatus
 from serve.wire.base import MODEL, RequestBody
 
+MAX_BATCH_SIZE = 64
+"""Samples a step that a tenant may ask for: they lie in memory together, beside those of other tenants' jobs."""
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 
@@ -63,7 +65,9 @@ class Hyperparameters(RequestBody):
     """How to learn; what is left out is the backbone's own."""
 
     steps: Annotated[int | None, Field(ge=1, le=20_000, description="Optimizer steps.")] = None
-    batch_size: Annotated[int | Literal["auto"] | None, Field(description="Samples a step.")] = None
+    batch_size: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)] | Literal["auto"] | None, Field(description="Samples a step.")
+    ] = None
     learning_rate: Annotated[float | None, Field(gt=0, le=1)] = None
     n_epochs: Annotated[Literal["auto"] | None, Field(description="Use `steps`.")] = None
     learning_rate_multiplier: Annotated[Literal["auto"] | None, Field(description="Use `learning_rate`.")] = None
@@ -132,7 +136,7 @@ class JobObject(BaseModel):
         status = job.status
         error = None
         if status is JobStatus.FAILED:
-            error = JobError(code="training_failed", message=(record.error or "the training failed").partition("\n")[0])
+            error = JobError(code="training_failed", message=job.reason or "the training failed")
         return cls(
             id=job.public_id,
             created_at=int(record.created_at_s),
@@ -241,10 +245,9 @@ def events_of(job: Job) -> list[JobEvent]:
         events.append(_event(job, record.step, now, "info", told, "metrics"))
     status = job.status
     if status.is_final:
-        reason = (record.error or "").partition("\n")[0]
         told = {
             JobStatus.SUCCEEDED: f"<{job.request.name}> is learned and can be used",
-            JobStatus.FAILED: reason or "the training failed",
+            JobStatus.FAILED: job.reason or "the training failed",
             JobStatus.CANCELLED: "cancelled",
         }[status]
         level: Literal["info", "error"] = "error" if status is JobStatus.FAILED else "info"

@@ -80,7 +80,10 @@ def _questions(concept: BenchConcept, sizes: Sizes, notes: list[str]) -> list[It
             f"{concept.name}: {num_choices} multiple-choice questions left out: the table has no column for them"
         )
     if concept.held_out.is_derived:
-        notes.append(f"{concept.name}: recognition questions were built from the test pictures (no test_data file)")
+        notes.append(
+            f"{concept.name}: recognition questions were built from the test pictures (no test_data file); "
+            "strangers come in the order of the SHA-256 of concept:path, everywhere the same"
+        )
     items = []
     for task, questions in by_task.items():
         for number, question in enumerate(_balanced(questions, sizes.questions)):

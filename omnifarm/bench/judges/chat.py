@@ -171,18 +171,20 @@ class ChatEndpoint:
         except (openai.OpenAIError, ValueError) as error:
             # ValueError: the body was no JSON.
             return ChatReply(failure=f"unavailable: {_short(error)}")
+        # The client checks no types: a server's reply may hold anything at all.
         choices = getattr(got, "choices", None)
-        if not choices:
-            return ChatReply(failure="unavailable: the reply holds no choices")
-        choice, usage = choices[0], getattr(got, "usage", None)
-        text = choice.message.content or ""
-        is_refused = bool(getattr(choice.message, "refusal", None)) or choice.finish_reason == "content_filter"
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message, usage = getattr(choice, "message", None), getattr(got, "usage", None)
+        text = getattr(message, "content", None) or ""
+        if message is None or not isinstance(text, str):
+            return ChatReply(failure="unavailable: the reply holds no message")
+        is_refused = bool(getattr(message, "refusal", None)) or getattr(choice, "finish_reason", "") == "content_filter"
         return ChatReply(
             text="" if is_refused else text,
             failure="refused" if is_refused else "" if text else "unavailable: the reply is empty",
-            tokens_in=usage.prompt_tokens if usage else 0,
-            tokens_out=usage.completion_tokens if usage else 0,
-            served_by=str(got.model or ""),
+            tokens_in=_count(usage, "prompt_tokens"),
+            tokens_out=_count(usage, "completion_tokens"),
+            served_by=str(getattr(got, "model", None) or ""),
         )
 
     def _kept(self, key: str) -> ChatReply | None:
@@ -194,8 +196,13 @@ class ChatEndpoint:
     def _key(self, parts: Sequence[str | Image.Image], system: str, max_tokens: int, attempt: int) -> str:
         words = json.dumps([system, max_tokens, attempt, *(part for part in parts if isinstance(part, str))])
         pictures = [pixel_digest(part) for part in parts if not isinstance(part, str)]
-        digest = hashlib.sha256(json.dumps([self.id, words, pictures]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([self.id, self.settings.base_url, words, pictures]).encode()).hexdigest()
         return f"{PREFIX}/{re.sub(r'[^A-Za-z0-9._@-]+', '-', self.id)}/{digest}.json"
+
+
+def _count(usage: object, name: str) -> int:
+    value = getattr(usage, name, None)
+    return value if isinstance(value, int) and value >= 0 else 0
 
 
 def _as_url(picture: Image.Image) -> dict[str, Any]:

@@ -46,6 +46,10 @@ _PRESERVED = {
     "environment_interaction": "who it is and the pose; light, weather and background may change",
     "style_appearance": "who it is and the layout; texture and colour may change",
 }
+_WORDS_TOO = frozenset({"will", "may", "mark", "grace", "hope", "joy", "faith", "rose", "bill", "sue", "art", "jack"})
+"""Names that are words as well: written small or at the start of a sentence they are taken for the word."""
+_SHORTEST_PART = 4
+"""Letters from which on a part of a longer name, such as a family name, gives somebody away."""
 _REMOVES = re.compile(r"\bremove\b", re.IGNORECASE)
 
 
@@ -59,8 +63,13 @@ def without_name(text: str, concept: BenchConcept) -> str:
     phrase = subject_name(concept)
     for written in (concept.identifier, "<sks>"):
         text = text.replace(written, phrase)
-    spoken = re.escape(concept.name).replace("_", "[ _]")
-    return re.sub(rf"(?<![\w<]){spoken}(?![\w>])", phrase, text, flags=re.IGNORECASE)
+    parts = concept.name.split("_")
+    if concept.name in _WORDS_TOO:
+        return re.sub(rf"(?<=[a-z,;:] ){concept.name.title()}(?!\w)", phrase, text)
+    spoken = "[ _]".join(map(re.escape, parts))
+    text = re.sub(rf"(?<![\w<]){spoken}(?![\w>])", phrase, text, flags=re.IGNORECASE)
+    alone = [re.escape(part.title()) for part in parts if len(parts) > 1 and len(part) >= _SHORTEST_PART]
+    return re.sub(rf"(?<![\w<])(?:{'|'.join(alone)})(?![\w>])", phrase, text) if alone else text
 
 
 def answer_message(concept: BenchConcept, item: Item, answer: str, *, protocol: Protocol) -> str:
@@ -134,7 +143,7 @@ def read_scores(
     for start in (match.start() for match in re.finditer(r"\{", text)):
         try:
             value, _ = json.JSONDecoder().raw_decode(text[start:])
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         scores = value.get("score") if isinstance(value, dict) else None
         if (

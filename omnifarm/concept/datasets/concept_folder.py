@@ -4,6 +4,7 @@ UnifyBench, Yo'LLaVA, MC-LLaVA and Yo'Chameleon differ in where things lie and i
 Each layout's module says that; reading, checking and naming what was found is done here, once.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -286,7 +287,7 @@ def is_blank(path: str) -> bool:
 def decided(answer: str, *, says_yes: bool) -> str:
     """Return a recognition answer that begins with Yes or No: scorers look for the word, half the public ones lack it."""
     word = "Yes" if says_yes else "No"
-    if answer.lower().startswith(word.lower()):
+    if re.match(rf"{word}\b", answer, re.IGNORECASE):
         return word + answer[len(word) :]
     keeps_capital = answer.startswith(("<", "I ", "I'"))
     return f"{word}, {answer if keeps_capital else answer[:1].lower() + answer[1:]}"

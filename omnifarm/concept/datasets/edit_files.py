@@ -88,7 +88,7 @@ def _lines(
         where = f"{path}:{number}"
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             values = None
         missing = (
             required

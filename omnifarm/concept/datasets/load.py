@@ -4,7 +4,7 @@ The layout is found by looking; `yollava+/data/set` names it instead. One concep
 the others: it comes back as its error.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from omnifarm.concept.edit_pairs.attach import attach_edit_pairs
 from omnifarm.concept.hard_negatives import attach_hard_negatives
 from omnifarm.concept.negatives import share_negatives
 from omnifarm.concept.problems import Problem, Problems, as_error
-from omnifarm.concept.reading import Reader, is_photo, natural, suggestion
+from omnifarm.concept.reading import Reader, is_photo, natural, refuse_shared, suggestion
 from omnifarm.concept.sources import FileSource, SubSource, open_source
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError
@@ -126,13 +126,15 @@ def read_all(source: FileSource, *, layout: Layout | None = None) -> list[Readin
     layout = layout or find_layout(source)
     reader = Reader(source)
     readings = []
+    places: dict[str, str] = {}
     for place in layout.places(reader):
         problems = Problems(concept=layout.concept_name(reader, place))
         spec = layout.read(reader, place, problems)
         name = spec.name if spec else problems.concept
+        places[name] = place
         readings.append(Reading(name=name, spec=spec, problems=tuple(problems.found)))
     readings = _unique(sorted(readings, key=lambda one: natural(one.name)))
-    return _finished(reader, readings)
+    return _finished(reader, readings, held_out=lambda name: _held_out_pictures(layout, reader, places[name]))
 
 
 def _read_held_out(url: str) -> list[tuple[str, HeldOut | None, list[Problem]]]:
@@ -147,12 +149,32 @@ def _read_held_out(url: str) -> list[tuple[str, HeldOut | None, list[Problem]]]:
     return sorted(found, key=lambda one: natural(one[0]))
 
 
-def _finished(reader: Reader, readings: list[Reading]) -> list[Reading]:
-    """Add what concepts of a set share and what lies beside every layout."""
+def _held_out_pictures(layout: Layout, reader: Reader, place: str) -> dict[str, str]:
+    """Return digest to path of the pictures a concept is scored on."""
+    if layout.held_out is None:
+        inside = f"{place}/test/" if place else "test/"
+        paths = [path for path in reader.source.paths() if path.startswith(inside) and is_photo(path)]
+        images = reader.images(paths, problems=Problems(), consumer="scoring")
+    else:
+        held_out = layout.held_out(reader, place, Problems())
+        asked = (one.image for one in held_out.questions if one.image is not None) if held_out else ()
+        images = [*held_out.images, *asked, *(one.source for one in held_out.edits)] if held_out else []
+    return {image.digest: image.path for image in images}
+
+
+def _finished(reader: Reader, readings: list[Reading], *, held_out: Callable[[str], dict[str, str]]) -> list[Reading]:
+    """Add what concepts of a set share and what lies beside every layout; refuse what is also scored on."""
     all_problems = {one.name: Problems(concept=one.name, found=list(one.problems)) for one in readings}
     specs = {one.name: one.spec for one in readings if one.spec is not None}
     for step in (share_negatives, attach_hard_negatives, attach_edit_pairs):
         specs = step(reader, specs, all_problems)
+    for one in readings:
+        own = {image.digest for image in one.spec.all_images()} if one.spec is not None else set()
+        added = [image for image in specs[one.name].all_images() if image.digest not in own] if own else []
+        if added:
+            refuse_shared(
+                added, others=held_out(one.name), what="which is held out for scoring", problems=all_problems[one.name]
+            )
     return [
         Reading(
             name=one.name,

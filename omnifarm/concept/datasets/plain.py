@@ -93,8 +93,9 @@ def _settings(reader: Reader, path: str, problems: Problems) -> dict[str, Any]:
         reason = getattr(error, "problem", None) or str(error)
         problems.error(path, f"is not YAML{line}: {reason}", consumer=consumer, fix="mend that line")
         return {}
-    except (ConceptError, RecursionError) as error:
-        problems.error(path, str(error), consumer=consumer, fix="save it as a small UTF-8 text")
+    except (ConceptError, RecursionError, ValueError) as error:
+        # ValueError: a date that does not exist, a number of thousands of digits.
+        problems.error(path, str(error), consumer=consumer, fix="save it as a small UTF-8 text, words in quotes")
         return {}
     if not isinstance(values, dict):
         problems.error(

@@ -12,6 +12,7 @@ from openai import OpenAI
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from omnifarm.errors import StoreError
 from omnifarm.farm.job import JobState
 from serve.assembly import build_trainer
 from tests.integration.serve.conftest import Server, picture
@@ -80,6 +81,28 @@ def test_what_happens_to_a_job_is_told_as_it_happens(server: Server, acme: OpenA
     assert len({event.id for event in listed}) == len(listed)
 
 
+@pytest.mark.parametrize("path", ["/v1/fine_tuning/jobs/{id}/events?stream=true", "/studio/api/jobs/{id}/watch"])
+def test_a_stream_that_loses_the_store_ends_without_the_stores_words(
+    server: Server, acme: OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    job = acme.fine_tuning.jobs.create(model="bagel", training_file=document(acme), suffix="lost")
+    tuning = server.services.spaces.of("acme").tuning
+
+    def failing(public_id: str) -> Any:
+        raise StoreError("s3://bucket/tenants/acme could not serve 'tuning/1.json'", store="s3://bucket")
+
+    with http.stream("GET", path.format(id=job.id)) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        with monkeypatch.context() as patch:
+            patch.setattr(tuning, "get", failing)
+            told = list(lines)
+    assert told[-3] == "event: error"
+    assert json.loads(told[-2].removeprefix("data: "))["error"]["code"] == "store_unavailable"
+    assert "bucket" not in "".join(told)
+    acme.fine_tuning.jobs.cancel(job.id)
+
+
 def test_a_cancelled_job_is_not_learned_and_may_be_asked_for_again(server: Server, acme: OpenAI) -> None:
     file_id = document(acme)
     job = acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="kim")
@@ -113,6 +136,8 @@ def test_deleting_a_concept_leaves_nothing_of_it(server: Server, acme: OpenAI, h
     job = acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="gone")
     server.train()
     assert http.get("/v1/concepts/gone").status_code == 200
+    drawn = {"prompt": "A photo of <gone>.", "size": "32x32", "num_timesteps": 3, "replay": "off"}
+    assert http.post("/v1/images/generations", json=drawn, headers={"Idempotency-Key": "gone"}).status_code == 200
     assert http.delete("/v1/concepts/gone").json() == {"id": "gone", "object": "concept", "deleted": True}
     assert http.delete("/v1/concepts/gone").status_code == 404
     assert http.get("/v1/concepts/gone").status_code == 404
@@ -120,6 +145,7 @@ def test_deleting_a_concept_leaves_nothing_of_it(server: Server, acme: OpenAI, h
         acme.fine_tuning.jobs.retrieve(job.id)
     store = server.services.spaces.of("acme").store
     assert [key for key in store.list("") if "gone" in key or job.id.removeprefix("ftjob-") in key] == []
+    assert list(store.list("idempotency/")) == []
     # It may be learned anew from the same document.
     acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="gone")
     server.train()

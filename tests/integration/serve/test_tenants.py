@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -175,6 +176,28 @@ def test_a_tenant_may_have_so_much_and_no_more(serve_with: Callable[..., Server]
         asked = {"model": "bagel", "training_file": document}
         assert small.post("/v1/fine_tuning/jobs", json={**asked, "suffix": "one"}).status_code == 200
         assert error_of(small.post("/v1/fine_tuning/jobs", json={**asked, "suffix": "two"}), 429)
+
+
+def test_a_tenant_watches_so_many_jobs_and_no_more(serve_with: Callable[..., Server]) -> None:
+    server = serve_with()
+    server.accounts.create("curious", limits=TenantLimits(max_concurrent=1))
+    with server.http(server.key("curious")) as curious:
+        document = upload(curious, json.dumps({"class": "dog", "photos": [upload(curious)]}).encode(), "fine-tune")
+        asked = {"model": "bagel", "training_file": document, "suffix": "one"}
+        job = curious.post("/v1/fine_tuning/jobs", json=asked).json()["id"]
+        paths = [f"/v1/fine_tuning/jobs/{job}/events?stream=true", f"/studio/api/jobs/{job}/watch"]
+        for path in paths:
+            with curious.stream("GET", path) as reply:
+                assert reply.status_code == 200
+                # Kept: httpx leaves the stream when nobody holds its lines.
+                lines = reply.iter_lines()
+                assert next(lines).startswith("event: ")
+                for refused in map(curious.get, paths):
+                    assert error_of(refused, 429)["code"] == "rate_limit_exceeded"
+                    assert int(refused.headers["Retry-After"]) >= 1
+            # Whoever leaves gives the place back, as soon as the server has noticed.
+            while server.services.admission._tenants["curious"].watching:
+                time.sleep(0.01)
 
 
 def test_every_request_has_an_id_and_one_line_without_text(

@@ -18,7 +18,7 @@ class FakeEndpoint:
     Attributes:
         words: From a request's body to the reply's text.
         script: Misbehaviours, one a request, before it behaves: a status number, "garbage", "refuse", "filter",
-            "hang", "empty".
+            "hang", "empty", "no message", "no usage", "numbers" (JSON of the right names with wrong types).
     """
 
     words: Words = lambda body: "1"
@@ -76,6 +76,12 @@ def serving(endpoint: FakeEndpoint) -> Iterator[FakeEndpoint]:
                     "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
                     "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
                 }
+                if act == "no message":
+                    reply["choices"] = [{}]
+                elif act == "no usage":
+                    reply["usage"] = {}
+                elif act == "numbers":
+                    reply |= {"choices": [{"message": {"content": 7}}], "usage": 3, "model": None}
                 self._send(200, json.dumps(reply).encode())
 
         def _send(self, status: int, data: bytes) -> None:

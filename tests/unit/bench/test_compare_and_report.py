@@ -188,6 +188,16 @@ def test_a_fall_of_all_concepts_is_a_regression_and_one_of_a_single_concept_is_n
     assert changes(report, moved(report, -0.2, concepts=1)) == {"same"}
 
 
+def test_what_is_no_longer_measured_is_a_regression_but_not_what_could_not_run(
+    written: tuple[Path, dict[str, Any]],
+) -> None:
+    report = written[1]
+    gone = copy.deepcopy(report)
+    gone["cells"]["ours"]["rec"] = {**gone["cells"]["ours"]["rec"], "value": None, "failures": 9}
+    assert changes(report, gone) == {"worse"}
+    assert changes(report, {**gone, "reasons": {**gone["reasons"], "rec": "not set up"}}) == set()
+
+
 @pytest.mark.parametrize(("key", "value"), [("judge", "another"), ("protocol", "compat"), ("num_items", 1)])
 def test_runs_under_other_conditions_are_not_compared(
     written: tuple[Path, dict[str, Any]], key: str, value: Any

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,10 +94,27 @@ def test_an_endpoint_that_hangs_is_given_up(fake: FakeEndpoint) -> None:
     assert "Timeout" in reply.failure
 
 
-@pytest.mark.parametrize("act", ["garbage", "empty"])
+@pytest.mark.parametrize("act", ["garbage", "empty", "no message", "numbers"])
 def test_a_reply_without_words_is_a_failure(fake: FakeEndpoint, act: str) -> None:
     fake.script = [act] * 3
     assert chat(fake).ask(["how"]).failure.startswith("unavailable")
+
+
+def test_tokens_that_nobody_counted_are_none(fake: FakeEndpoint) -> None:
+    store = MemoryStore()
+    fake.script = ["no usage"]
+    for asked in (chat(fake, store=store), chat(fake, store=store)):
+        assert asked.ask(["how"]).text == "1"
+        assert asked.report()["tokens_in"] == 0
+    assert len(fake.asked) == 1
+
+
+def test_another_path_of_the_same_host_is_another_endpoint(fake: FakeEndpoint) -> None:
+    store = MemoryStore()
+    chat(fake, store=store).ask(["how"])
+    fake.url = fake.url.replace("/v1", "/other/v1")
+    chat(fake, store=store).ask(["how"])
+    assert len(fake.asked) == 2
 
 
 @pytest.mark.parametrize("act", ["refuse", "filter"])
@@ -203,6 +221,7 @@ def test_a_grade_is_the_first_number_if_it_lies_in_the_scale(reply: str, grade: 
         ('{"score": [true, 8]}', False),
         ("[7, 8]", False),
         ("", False),
+        ('{"score": ' * 100_000, False),
     ],
 )
 def test_sub_scores_are_read_exactly_or_not_at_all(reply: str, is_read: bool) -> None:
@@ -213,6 +232,20 @@ def test_names_are_replaced_in_every_spelling(drawn: BenchData) -> None:
     concept = next(one for one in drawn.benchmark.concepts if one.spec.group == "person")
     text = without_name(f"{concept.identifier} and {concept.name.title()} and <sks>", concept)
     assert text == "the person shown and the person shown and the person shown"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("will", "He will smile. Will it rain? I see Will here.", "He will smile. Will it rain? I see {} here."),
+        ("adrien_brody", "Adrien Brody and Brody, adrien_brody's", "{} and {}, {}'s"),
+        ("emma", "Emma, emma and EMMA; emmanuel", "{}, {} and {}; emmanuel"),
+    ],
+)
+def test_ordinary_words_stay_and_parts_of_a_name_go(drawn: BenchData, name: str, text: str, told: str) -> None:
+    concept = next(one for one in drawn.benchmark.concepts if one.spec.group == "person")
+    concept = replace(concept, spec=replace(concept.spec, name=name))
+    assert without_name(text, concept) == told.replace("{}", "the person shown")
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,8 @@ class Strict:
 
     def grade_edit(self, concept: BenchConcept, item: Item, source: Any, result: Any, references: Any) -> EditVerdict:
         assert len(references) == 2
+        if concept.spec.group == "person":
+            return EditVerdict(consistency=Verdict(failure="refused"), quality=least({"naturalness": 8.0}))
         is_removal = item.operation == "object_manipulation"
         return EditVerdict(
             consistency=least({"success": 0.0 if is_removal else 10.0, "preservation": 9.0}),
@@ -156,6 +158,10 @@ def test_refusals_are_counted_and_never_scored(scored: dict[tuple[str, str], Any
     refused = scored["astronaut", "parg_score"]
     assert (refused.value, refused.n, refused.failures) == (None, 0, 2)
     assert scored["chelsea", "parg_score"].value == 0.5
+    assert [(one.value, one.n, one.failures) for one in (scored["astronaut", key] for key in ("qual_i", "avg"))] == [
+        (0.8, 10, 0),
+        (None, 0, 10),
+    ]
 
 
 def test_edits_are_the_least_sub_score_over_items_then_kinds(scored: dict[tuple[str, str], Any]) -> None:

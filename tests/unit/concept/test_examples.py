@@ -137,15 +137,22 @@ def test_a_photo_that_is_asked_about_is_recognised_in_the_same_step() -> None:
     asked_of_all = tuple(
         QA(question=f"What is {i}?", answer="This.", image=photo, kind="vqa") for i, photo in enumerate(SPEC.images)
     )
-    spec = replace(SPEC, qa=asked_of_all)
+    seen_in_data = tuple(
+        QA(question="Seen here?", answer="Yes.", image=photo, kind="recognition") for photo in SPEC.images[:3]
+    )
+    spec = replace(SPEC, qa=(*asked_of_all, *seen_in_data))
     recipe = TrainingRecipe(batch_size=12, share_understanding=1.0, share_generation=0.0, share_editing=0.0)
     sampler = ExampleSampler(spec, recipe=recipe)
     seen: Counter[str] = Counter()
+    words: Counter[bool] = Counter()
     for step in range(40):
         examples = sampler.draw(step)
+        words.update(one.prompt == "Seen here?" for one in examples if one.kind == "recognition_yes")
         asked = {one.image.path for one in examples if one.kind == "vqa" and one.image}
         present = [one.image.path for one in examples if one.kind == "recognition_yes" and one.image]
         assert set(present) <= asked
         seen.update(present)
     assert set(seen) == {photo.path for photo in SPEC.images}
     assert max(seen.values()) <= 2 * min(seen.values())
+    # Of eight questions in the pool three came with the data.
+    assert 0.2 < words[True] / words.total() < 0.5

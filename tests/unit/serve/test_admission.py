@@ -49,3 +49,15 @@ def test_places_are_given_back_however_the_work_ends() -> None:
         with door.place(caller("globex")), pytest.raises(OverloadedError), door.place(caller("third")):
             pass
     assert door.working == 0
+
+
+def test_a_tenant_watches_so_many_jobs_and_no_more() -> None:
+    door = Admission(clock=ManualClock(), max_waiting=1)
+    with door.watch(caller(max_concurrent=2)):
+        with door.watch(caller(max_concurrent=2)):
+            with pytest.raises(RateLimitError), door.watch(caller(max_concurrent=2)):
+                pass
+            with door.watch(caller("globex")), door.place(caller(max_concurrent=2)):
+                pass
+        with door.watch(caller(max_concurrent=2)):
+            pass

@@ -1,6 +1,7 @@
 """Doing a thing once although it is asked twice, over a store in memory and a clock moved by hand."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from omnifarm.clock import ManualClock
 from omnifarm.errors import RequestError, TrainingError
 from omnifarm.store.memory import MemoryStore
 from serve.errors import ConflictError
-from serve.idempotency import CLAIM_S, KEPT_S, once, sweep
+from serve.idempotency import CLAIM_S, KEPT_S, forget_replies, once, sweep
 
 
 class Work:
@@ -23,9 +24,29 @@ class Work:
         return {"times": self.times}
 
 
+class RememberingStore(MemoryStore):
+    """Keeps older versions, deleted objects' too, until they are erased."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.remembered: set[str] = set()
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        etag = super().put(key, data, if_none_match=if_none_match, if_match=if_match)
+        self.remembered.add(key)
+        return etag
+
+    def erasable(self, prefix: str) -> Iterator[str]:
+        yield from sorted(key for key in self.remembered if key.startswith(prefix))
+
+    def erase(self, key: str) -> None:
+        self.delete(key)
+        self.remembered.discard(key)
+
+
 @pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
+def store() -> RememberingStore:
+    return RememberingStore()
 
 
 @pytest.fixture
@@ -34,12 +55,18 @@ def clock() -> ManualClock:
 
 
 def ask(
-    store: MemoryStore, clock: ManualClock, work: Any, *, key: str | None = "k", digest: str = "d", route: str = "r"
+    store: RememberingStore,
+    clock: ManualClock,
+    work: Any,
+    *,
+    key: str | None = "k",
+    digest: str = "d",
+    route: str = "r",
 ) -> Any:
     return asyncio.run(once(key, route=route, digest=digest, store=store, clock=clock, work=work))
 
 
-def test_the_second_time_nothing_is_done(store: MemoryStore, clock: ManualClock) -> None:
+def test_the_second_time_nothing_is_done(store: RememberingStore, clock: ManualClock) -> None:
     work = Work()
     assert ask(store, clock, work) == ask(store, clock, work) == {"times": 1}
     assert ask(store, clock, work, key="other") == {"times": 2}
@@ -47,20 +74,20 @@ def test_the_second_time_nothing_is_done(store: MemoryStore, clock: ManualClock)
     assert ask(store, clock, work, key=None) == {"times": 4}
 
 
-def test_after_a_day_the_key_is_free(store: MemoryStore, clock: ManualClock) -> None:
+def test_after_a_day_the_key_is_free(store: RememberingStore, clock: ManualClock) -> None:
     work = Work()
     ask(store, clock, work)
     clock.advance_s(KEPT_S + 1)
     assert ask(store, clock, work) == {"times": 2}
 
 
-def test_another_request_under_the_same_key_is_refused(store: MemoryStore, clock: ManualClock) -> None:
+def test_another_request_under_the_same_key_is_refused(store: RememberingStore, clock: ManualClock) -> None:
     ask(store, clock, Work())
     with pytest.raises(RequestError, match="new key"):
         ask(store, clock, Work(), digest="another")
 
 
-def test_what_failed_is_done_again(store: MemoryStore, clock: ManualClock) -> None:
+def test_what_failed_is_done_again(store: RememberingStore, clock: ManualClock) -> None:
     async def failing() -> dict[str, Any]:
         raise TrainingError("x")
 
@@ -69,7 +96,7 @@ def test_what_failed_is_done_again(store: MemoryStore, clock: ManualClock) -> No
     assert ask(store, clock, Work()) == {"times": 1}
 
 
-def test_what_was_given_up_is_done_again(store: MemoryStore, clock: ManualClock) -> None:
+def test_what_was_given_up_is_done_again(store: RememberingStore, clock: ManualClock) -> None:
     async def leave() -> None:
         begun = asyncio.Event()
 
@@ -88,7 +115,7 @@ def test_what_was_given_up_is_done_again(store: MemoryStore, clock: ManualClock)
     assert ask(store, clock, Work()) == {"times": 1}
 
 
-def test_while_the_first_is_under_way_the_second_waits_its_turn(store: MemoryStore, clock: ManualClock) -> None:
+def test_while_the_first_is_under_way_the_second_waits_its_turn(store: RememberingStore, clock: ManualClock) -> None:
     inner = Work()
 
     async def nested() -> dict[str, Any]:
@@ -102,16 +129,61 @@ def test_while_the_first_is_under_way_the_second_waits_its_turn(store: MemorySto
 
 
 @pytest.mark.parametrize("key", ["", "two words", "é", "x" * 256])
-def test_a_malformed_key_is_refused(store: MemoryStore, clock: ManualClock, key: str) -> None:
+def test_a_malformed_key_is_refused(store: RememberingStore, clock: ManualClock, key: str) -> None:
     with pytest.raises(RequestError):
         ask(store, clock, Work(), key=key)
 
 
-def test_old_replies_are_swept_away(store: MemoryStore, clock: ManualClock) -> None:
+def test_old_replies_are_swept_away_for_good(store: RememberingStore, clock: ManualClock) -> None:
     ask(store, clock, Work())
     clock.advance_s(KEPT_S / 2)
     ask(store, clock, Work(), key="younger")
     assert sweep(store, now_s=clock.now_s()) == 0
     clock.advance_s(KEPT_S / 2 + 1)
     assert sweep(store, now_s=clock.now_s()) == 1
-    assert len(list(store.list("idempotency/"))) == 1
+    assert store.remembered == set(store.list("idempotency/"))
+    (left,) = store.remembered
+    # As a version did that only deleted.
+    store.delete(left)
+    assert sweep(store, now_s=clock.now_s()) == 1
+    assert store.remembered == set()
+
+
+def test_what_failed_or_is_too_large_leaves_nothing(
+    store: RememberingStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing() -> dict[str, Any]:
+        raise TrainingError("x")
+
+    with pytest.raises(TrainingError):
+        ask(store, clock, failing)
+    assert store.remembered == set()
+    monkeypatch.setattr("serve.idempotency.MAX_REPLY_BYTES", 10)
+    assert ask(store, clock, Work()) == {"times": 1}
+    assert store.remembered == set()
+
+
+def test_forgetting_leaves_no_reply_and_keeps_none_that_is_under_way(
+    store: RememberingStore, clock: ManualClock
+) -> None:
+    ask(store, clock, Work(), key="done")
+
+    async def drawing() -> dict[str, Any]:
+        forget_replies(store)
+        return {"picture": "of somebody"}
+
+    assert ask(store, clock, drawing) == {"picture": "of somebody"}
+    assert store.remembered == set()
+    assert ask(store, clock, Work()) == {"times": 1}
+
+
+def test_a_late_reply_does_not_replace_that_of_who_took_the_claim_over(
+    store: RememberingStore, clock: ManualClock
+) -> None:
+    async def slow() -> dict[str, Any]:
+        clock.advance_s(CLAIM_S + 1)
+        await once("k", route="r", digest="d", store=store, clock=clock, work=Work())
+        return {"times": 99}
+
+    assert ask(store, clock, slow) == {"times": 99}
+    assert ask(store, clock, Work()) == {"times": 1}

@@ -1,10 +1,12 @@
 """What the server reads from its environment, and which status an error gets."""
 
+import logging
+
 import pytest
 
 from omnifarm import errors
 from serve import errors as http_errors
-from serve.errors import STATUS, body_of, explain, headers_of, status_of
+from serve.errors import STATUS, body_of, explain, headers_of, report, status_of
 from serve.settings import ServeSettings
 
 
@@ -80,6 +82,40 @@ def test_facts_stand_beside_the_message_and_never_in_its_place() -> None:
 
 def test_our_own_mistakes_say_nothing_of_our_insides() -> None:
     assert "tensor" not in str(body_of(errors.TrainingError("tensor at /srv/x")))
+
+
+@pytest.mark.parametrize(
+    "error", [errors.StoreError, errors.NotFoundError, errors.PreconditionError, errors.AccessError]
+)
+def test_where_the_store_is_concerns_nobody_but_its_operator(error: type[errors.OmniFarmError]) -> None:
+    told = str(body_of(error("s3://bucket/tenants/acme/jobs/1 is gone", store="s3://bucket", key="jobs/1")))
+    assert "bucket" not in told
+    assert "jobs/1" not in told
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "level"),
+    [
+        (errors.OverloadedError("x"), "request_refused", logging.INFO),
+        (errors.AccessError("s3://bucket"), "store_failed", logging.ERROR),
+        (errors.TrainingError("x"), "request_crashed", logging.ERROR),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_the_log_has_what_the_client_is_not_told(
+    error: errors.OmniFarmError, name: str, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("omnifarm.serve")
+    log.addHandler(caplog.handler)
+    before, log.level = log.level, logging.INFO
+    try:
+        assert report(error) == body_of(error)
+    finally:
+        log.removeHandler(caplog.handler)
+        log.setLevel(before)
+    # Once for each handler that took it.
+    assert {(record.message, record.levelno) for record in caplog.records} == {(name, level)}
+    assert {record.exc_info is not None for record in caplog.records} == {level == logging.ERROR and "crash" in name}
 
 
 def test_a_schema_problem_names_the_field() -> None:

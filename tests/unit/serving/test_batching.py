@@ -208,19 +208,6 @@ def test_a_cancelled_request_is_gone_from_the_next_step(new_engine: Callable[...
     assert content(stays.result(0)) == content(alone)
 
 
-def test_the_first_of_two_that_share_a_prefix_may_be_cancelled_while_reading_it(
-    new_engine: Callable[..., Engine],
-) -> None:
-    alone = content(new_engine().ask("Who is <maeve>?", max_tokens=3))
-    engine = new_engine(budget=Budget(step_tokens=4))
-    first, second = (engine.submit(engine.door.ask("Who is <maeve>?", max_tokens=3)) for _ in range(2))
-    engine.step()
-    first.cancel()
-    while engine.step():
-        pass
-    assert content(second.result(0)) == alone
-
-
 def test_pieces_of_an_answer_joined_are_the_answer(new_engine: Callable[..., Engine]) -> None:
     engine = new_engine()
     for seed in range(4):

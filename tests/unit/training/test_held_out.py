@@ -46,7 +46,7 @@ def test_measuring_changes_nothing_that_is_learned(train, make_lane: MakeLane, c
     train(plain)
     train(measured)
     torch.testing.assert_close(measured.soft, plain.soft, rtol=0, atol=1e-4)
-    assert [one.step for one in measured.held_out_losses] == [2, 4]
+    assert [one.step for one in measured.held_out_losses] == [2, 4, 6]
     assert all(math.isfinite(one.loss) for one in measured.held_out_losses)
 
 
@@ -62,6 +62,16 @@ def test_the_held_out_loss_is_the_loss_of_those_samples(train, make_lane: MakeLa
         judge.soft.copy_(at_two.soft)
     train(judge)
     assert measured.held_out_losses[0].loss == pytest.approx(judge.losses[0].total, rel=1e-3)
+
+
+def test_the_last_soft_tokens_are_measured_too_and_kept_if_they_are_best(train, make_lane, config) -> None:
+    recipe = dataclasses.replace(MEASURED, held_out_every=100, keep="best")
+    lane = make_lane("a", recipe=recipe)
+    lane.held_out = MadeUp(config, recipe=recipe, seed=9)
+    train(lane)
+    assert [one.step for one in lane.held_out_losses] == [6]
+    assert len(lane.losses) == 6
+    assert torch.equal(lane.result, lane.soft.detach())
 
 
 def lane_with(losses: list[float], **settings: object) -> Lane:
@@ -110,11 +120,13 @@ def test_the_parquet_curve_holds_every_step(train, make_lane: MakeLane, config: 
     lane.held_out = MadeUp(config, recipe=MEASURED, seed=9)
     train(lane)
     table = pq.read_table(io.BytesIO(curve_parquet(lane))).to_pydict()
-    assert table["step"] == list(range(6))
-    assert table["total"] == [one.total for one in lane.losses]
-    assert table["held_out"] == [None, None, lane.held_out_losses[0].loss, None, lane.held_out_losses[1].loss, None]
+    assert table["step"] == list(range(7))
+    assert table["total"] == [*(one.total for one in lane.losses), None]
+    at_two, at_four, at_end = (one.loss for one in lane.held_out_losses)
+    assert table["held_out"] == [None, None, at_two, None, at_four, None, at_end]
     assert table["learning_rate"][0] == lane.recipe.learning_rate_at(0)
-    for whole, und, gen in zip(table["grad_norm"], table["grad_norm_und"], table["grad_norm_gen"], strict=True):
+    norms = (table[name][:6] for name in ("grad_norm", "grad_norm_und", "grad_norm_gen"))
+    for whole, und, gen in zip(*norms, strict=True):
         assert whole == pytest.approx(math.hypot(und, gen))
         assert min(und, gen) > 0
 

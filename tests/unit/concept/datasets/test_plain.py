@@ -146,6 +146,31 @@ def test_what_is_missing_is_warned_about_with_its_consumer(tmp_path: Path, write
         assert consumer in consumers
 
 
+def test_a_picture_of_the_sets_pool_that_is_held_out_is_refused(
+    tmp_path: Path, write_concept: WriteConcept, photo: Photo
+) -> None:
+    folder = write_concept(tmp_path / "maeve")
+    write_concept(tmp_path / "bo", first=10)
+    for file in (folder / "test/0.png", tmp_path / "negatives/x.png"):
+        file.parent.mkdir()
+        file.write_bytes(photo(50))
+    found = dict(load_concepts(str(tmp_path)))
+    assert isinstance(found["bo"], ConceptSpec)
+    with pytest.raises(ConceptError, match=r"negatives/x.png: has the same pixels as maeve/test/0.png, which is held"):
+        raise found["maeve"]
+
+
+@pytest.mark.parametrize("value", ["2024-13-45", "9" * 5000])
+def test_what_python_cannot_hold_spoils_its_own_concept_only(
+    tmp_path: Path, write_concept: WriteConcept, value: str
+) -> None:
+    write_concept(tmp_path / "maeve", yaml=f"class: dog\ninfo: {value}\n")
+    write_concept(tmp_path / "bo", first=10)
+    found = dict(load_concepts(str(tmp_path)))
+    assert isinstance(found["bo"], ConceptSpec)
+    assert isinstance(found["maeve"], ConceptError)
+
+
 def test_a_photograph_given_twice_counts_once(tmp_path: Path, write_concept: WriteConcept, photo: Photo) -> None:
     folder = write_concept(tmp_path / "maeve")
     (folder / "images/again.png").write_bytes(photo(0))
