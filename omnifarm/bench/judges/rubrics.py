@@ -48,6 +48,8 @@ _PRESERVED = {
 }
 _WORDS_TOO = frozenset({"will", "may", "mark", "grace", "hope", "joy", "faith", "rose", "bill", "sue", "art", "jack"})
 """Names that are words as well: written small or at the start of a sentence they are taken for the word."""
+_LONGEST_REPLY = 10_000
+"""Characters of a reply that are looked at for its numbers."""
 _SHORTEST_PART = 4
 """Letters from which on a part of a longer name, such as a family name, gives somebody away."""
 _REMOVES = re.compile(r"\bremove\b", re.IGNORECASE)
@@ -140,6 +142,7 @@ def read_scores(
     text: str, names: Sequence[Literal["success", "preservation", "identity", "naturalness", "artifacts"]]
 ) -> dict[str, float] | None:
     """Return the named sub-scores 0..10 of a JSON reply; None when it does not hold exactly those."""
+    text = text[:_LONGEST_REPLY]
     for start in (match.start() for match in re.finditer(r"\{", text)):
         try:
             value, _ = json.JSONDecoder().raw_decode(text[start:])
