@@ -24,7 +24,7 @@ class ServeSettings:
     dtype: str = "float32"
     """Number format of the weights: `float32` or `bfloat16`."""
     threads: int = 0
-    """CPU threads of one forward; 0 leaves it to torch."""
+    """CPU threads of one forward; 0 leaves it to torch. Fewer than there are cores: HTTP needs one, or every forward waits."""
     compiled: bool = False
     """Compile what surrounds attention: faster, but a replica then takes a minute to start, and needs a C++ compiler on
     a CPU. Float32 answers still follow the backbone, but no longer bit for bit whatever they share a batch with."""
