@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import ManualClock
 from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.samples import ConceptSample
@@ -17,13 +17,13 @@ from omnifarm.errors import AccessError, ConceptError, StoreError, TrainingError
 from omnifarm.farm.job import JobIdentity, JobRecord, JobState
 from omnifarm.farm.metrics import NoMetrics
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
+from omnifarm.farm.submission import Backbone, submit_concepts
 from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.memory import MemoryStore
 from omnifarm.training.lane import SampleSource
 from omnifarm.training.workbench import Workbench
-from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE, write_concepts
+from tests.unit.farm.concept_folders import write_concepts
 
 MakeWorker = Callable[..., Worker]
 NAMES = ["ada", "bob", "eve"]
@@ -48,26 +48,6 @@ class Poison:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_concepts(tmp_path_factory.mktemp("concepts"), NAMES)
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return inspect_backbone(str(CHECKPOINT), overrides=RECIPE)
-
-
-@pytest.fixture(scope="module")
-def loaded(backbone: Backbone) -> LoadedBackbone:
-    return load_backbone(backbone.name)
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
 
 
 @pytest.fixture

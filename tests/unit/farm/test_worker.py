@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import ManualClock
 from omnifarm.concept.repository import CURVE_FILE, ConceptRepository
 from omnifarm.errors import ConfigError, StoreError
@@ -33,28 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock()
-
-
-@pytest.fixture
-def store() -> MemoryStore:
-    return MemoryStore()
-
-
-@pytest.fixture
 def queue(store: MemoryStore, clock: ManualClock) -> JobQueue:
     return JobQueue(store, clock=clock)
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return inspect_backbone(str(CHECKPOINT), overrides=RECIPE)
-
-
-@pytest.fixture(scope="module")
-def loaded(backbone: Backbone) -> LoadedBackbone:
-    return load_backbone(backbone.name)
 
 
 @pytest.fixture

@@ -9,9 +9,12 @@ from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.soft_tokens import SoftTokens
+from omnifarm.serving.replay import ReplayStyle
 
 CHECKPOINT = Path(__file__).parents[2] / "golden" / "a" / "checkpoint"
 QUICK = SamplingOptions(num_timesteps=4, cfg_interval=(0.0, 1.0))
+NAMES = ("maeve", "bo", "cleo", "dax")
+STYLE = ReplayStyle(num_exemplars=2, max_tokens=6)
 EDIT = SamplingOptions(num_timesteps=4, cfg_img_scale=2.0, cfg_interval=(0.0, 1.0), cfg_renorm_type="text_channel")
 
 

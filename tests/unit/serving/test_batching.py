@@ -13,38 +13,12 @@ from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import OverloadedError, RequestError, UnknownConceptError
-from omnifarm.serving.engine import Capacity, Engine
+from omnifarm.serving.engine import Engine
 from omnifarm.serving.events import Cancelled, Event, Failed, Finished, PartialImage, TextPiece, Ticket
-from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.requests import Answer, AskRequest, Limits, Picture, Request, Result
 from omnifarm.serving.scheduler import Budget
 from omnifarm.store.memory import MemoryStore
-from tests.unit.serving.concepts import CHECKPOINT, EDIT, QUICK, commit
-
-NAMES = ("maeve", "bo", "cleo", "dax")
-STYLE = ReplayStyle(num_exemplars=2, max_tokens=6)
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedBackbone:
-    torch.set_num_threads(1)
-    return load_backbone(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def repository(loaded: LoadedBackbone) -> ConceptRepository:
-    repository = ConceptRepository(MemoryStore())
-    for seed, name in enumerate(NAMES, start=1):
-        commit(repository, loaded, name, seed=seed)
-    return repository
-
-
-@pytest.fixture
-def new_engine(loaded: LoadedBackbone, repository: ConceptRepository) -> Callable[..., Engine]:
-    def build(**capacity: object) -> Engine:
-        return Engine(loaded, repository, replay_style=STYLE, capacity=Capacity(**capacity))  # type: ignore[arg-type]
-
-    return build
+from tests.unit.serving.concepts import CHECKPOINT, EDIT, NAMES, QUICK, STYLE, commit
 
 
 def photo(size: tuple[int, int] = (80, 64)) -> Image.Image:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import pytest
-import torch
 from PIL import Image, ImageChops
 
 from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.interleave import Interleaver
-from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import ManualClock
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import ArtifactError, RequestError, UnknownConceptError
@@ -17,16 +16,10 @@ from omnifarm.serving.engine import Engine
 from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.requests import Limits
 from omnifarm.store.memory import MemoryStore
-from tests.unit.serving.concepts import CHECKPOINT, EDIT, QUICK, commit
+from tests.unit.serving.concepts import EDIT, QUICK, commit
 
 FACT_WORDS = ("yellow drum", "houseboat", "Utrecht")
 """What the concept's facts say and its requests do not."""
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedBackbone:
-    torch.set_num_threads(1)
-    return load_backbone(CHECKPOINT)
 
 
 @pytest.fixture

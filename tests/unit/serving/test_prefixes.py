@@ -3,42 +3,17 @@
 from collections.abc import Callable
 
 import pytest
-import torch
 
-from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import ServingError
 from omnifarm.serving.engine import Capacity, Engine
 from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.scheduler import Budget
-from omnifarm.store.memory import MemoryStore
-from tests.unit.serving.concepts import CHECKPOINT, QUICK, commit
+from tests.unit.serving.concepts import QUICK
 from tests.unit.serving.test_batching import content
 
-STYLE = ReplayStyle(num_exemplars=2, max_tokens=6)
 QUESTION = "Who is <maeve>?"
-
-
-@pytest.fixture(scope="module")
-def loaded() -> LoadedBackbone:
-    torch.set_num_threads(1)
-    return load_backbone(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def repository(loaded: LoadedBackbone) -> ConceptRepository:
-    repository = ConceptRepository(MemoryStore())
-    for seed, name in enumerate(("maeve", "bo"), start=1):
-        commit(repository, loaded, name, seed=seed)
-    return repository
-
-
-@pytest.fixture
-def new_engine(loaded: LoadedBackbone, repository: ConceptRepository) -> Callable[..., Engine]:
-    def build(**capacity: object) -> Engine:
-        return Engine(loaded, repository, replay_style=STYLE, capacity=Capacity(**capacity))  # type: ignore[arg-type]
-
-    return build
 
 
 @pytest.mark.parametrize("mode", ["unified", "three_stage"])
