@@ -61,9 +61,7 @@ def main(
         typer.Option(min=0.1, help="Memory of a worker's device; cells then have the workers that the backbone needs."),
     ] = None,
     lanes: Annotated[int | None, typer.Option(help="Concepts a worker trains side by side.")] = None,
-    lanes_per_pack: Annotated[
-        int, typer.Option(help="Lanes that share one forward; 1 makes a lane bit for bit what it would be alone.")
-    ] = 4,
+    lanes_per_pack: Annotated[int, typer.Option(help="Lanes that share one forward; fewer need less memory.")] = 4,
     max_concepts: Annotated[int | None, typer.Option(min=1, help="Learn at most so many that are not learned.")] = None,
     priority: Annotated[int, typer.Option(min=0, max=9, help="Higher goes first, and gets more of the cluster.")] = 5,
     deadline: Annotated[

@@ -67,9 +67,7 @@ class ConceptTrainer:
         self._spaces = spaces
         self._root = root
         self._backbone = backbone
-        self._settings = WorkerSettings(
-            lanes=lanes, lanes_per_pack=1, heartbeat_s=1.0, checkpoint_s=checkpoint_s, poll_s=0.5
-        )
+        self._settings = WorkerSettings(lanes=lanes, heartbeat_s=1.0, checkpoint_s=checkpoint_s, poll_s=0.5)
         self._turn_s = turn_s
         self._device = device
         self._clock = clock

@@ -74,14 +74,17 @@ def plan_attention(sequences: Sequence[Visibility], *, num_queries: int) -> Atte
         The plan (on the CPU).
     """
     sequences = [sequence for sequence in sequences if sequence.query_rows.numel()]
-    buckets: dict[tuple[int, int], list[Visibility]] = {}
+    buckets: dict[tuple[int, int, bool], list[Visibility]] = {}
     for sequence in sequences:
-        size = (padded_length(sequence.query_rows.numel()), padded_length(sequence.key_rows.numel()))
-        buckets.setdefault(size, []).append(sequence)
+        q, k = sequence.query_rows.numel(), sequence.key_rows.numel()
+        size = (padded_length(q), padded_length(k))
+        sees_all = size == (q, k) and (sequence.mask is None or bool(sequence.mask.all()))
+        buckets.setdefault((*size, sees_all), []).append(sequence)
     groups: list[AttentionGroup] = []
     restore = torch.zeros(num_queries, dtype=torch.long)
     offset = 0
-    for (padded_q, padded_k), members in buckets.items():
+    # Sorted, because a row that several sequences see adds their gradients up in this order.
+    for (padded_q, padded_k, sees_all), members in sorted(buckets.items(), key=lambda bucket: bucket[0]):
         query = torch.zeros(len(members), padded_q, dtype=torch.long)
         key = torch.zeros(len(members), padded_k, dtype=torch.long)
         mask = torch.zeros(len(members), 1, padded_q, padded_k, dtype=torch.bool)
@@ -94,7 +97,7 @@ def plan_attention(sequences: Sequence[Visibility], *, num_queries: int) -> Atte
             mask[index, 0, :q, :k] = True if member.mask is None else member.mask
             restore[member.query_rows] = offset + index * padded_q + torch.arange(q)
         offset += len(members) * padded_q
-        groups.append(AttentionGroup(query_rows=query, key_rows=key, mask=None if bool(mask.all()) else mask))
+        groups.append(AttentionGroup(query_rows=query, key_rows=key, mask=None if sees_all else mask))
     return AttentionPlan(groups=tuple(groups), restore=restore)
 
 

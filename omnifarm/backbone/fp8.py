@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omnifarm.backbone.layers import tall
 from omnifarm.errors import ConfigError
 
 FORMAT = torch.float8_e4m3fn
@@ -68,7 +69,7 @@ class Fp8Linear(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, I) to (N, O)."""
-        out: Tensor = _Product.apply(x, self.weight, self.scale)  # type: ignore[no-untyped-call]
+        out = tall(lambda rows: _Product.apply(rows, self.weight, self.scale), x)  # type: ignore[no-untyped-call]
         return out if self.bias is None else out + self.bias
 
 

@@ -17,7 +17,7 @@ from omnifarm.backbone.model import Backbone
 from omnifarm.errors import ConfigError
 
 SCRATCH_ROW = 0
-"""A row nobody owns: padding reads it behind a mask, ballast writes it."""
+"""A row nobody owns: padding reads it behind a mask."""
 _FIRST_ROWS = 2048
 """Rows allocated at first; the table doubles when they run out, up to its capacity."""
 

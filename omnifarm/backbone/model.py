@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from omnifarm.backbone.attention import AttentionPlan
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
-from omnifarm.backbone.layers import Connector, PositionTable, TimestepEmbedder
+from omnifarm.backbone.layers import Connector, PositionTable, RowwiseLinear, TimestepEmbedder
 from omnifarm.backbone.mot import KeyStore, LanguageModel
 from omnifarm.backbone.packed import Pack, PackedLatents, PackedVit
 from omnifarm.backbone.vit import VisionModel, plan_images
@@ -58,8 +58,8 @@ class Backbone(nn.Module):
         self.vit_pos_embed = PositionTable(config.vit_max_patches_per_side, width=width)
         self.latent_pos_embed = PositionTable(config.max_latent_size, width=width)
         self.time_embedder = TimestepEmbedder(width)
-        self.vae2llm = nn.Linear(config.latent_dim, width)
-        self.llm2vae = nn.Linear(width, config.latent_dim)
+        self.vae2llm = RowwiseLinear(config.latent_dim, width)
+        self.llm2vae = RowwiseLinear(width, config.latent_dim)
 
     @property
     def device(self) -> torch.device:

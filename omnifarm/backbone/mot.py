@@ -19,7 +19,7 @@ from transformers import Qwen2Config
 from omnifarm.backbone.attention import AttentionPlan
 from omnifarm.backbone.attention_kernels import Attention, prepare_attention
 from omnifarm.backbone.config import rope_theta
-from omnifarm.backbone.layers import GatedMLP, RMSNorm
+from omnifarm.backbone.layers import GatedMLP, RMSNorm, RowwiseLinear
 from omnifarm.backbone.packed import PackedOutputs
 from omnifarm.backbone.positions import rotary_tables, rotate
 
@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__()
         self.model = MoTModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = RowwiseLinear(config.hidden_size, config.vocab_size, bias=False)
 
 
 class MoTModel(nn.Module):
@@ -184,10 +184,10 @@ class MoTAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_attention_heads
         key_width = self.head_dim * int(config.num_key_value_heads or config.num_attention_heads)
         for suffix in SUFFIXES:
-            self.add_module(f"q_proj{suffix}", nn.Linear(config.hidden_size, config.hidden_size))
-            self.add_module(f"k_proj{suffix}", nn.Linear(config.hidden_size, key_width))
-            self.add_module(f"v_proj{suffix}", nn.Linear(config.hidden_size, key_width))
-            self.add_module(f"o_proj{suffix}", nn.Linear(config.hidden_size, config.hidden_size, bias=False))
+            self.add_module(f"q_proj{suffix}", RowwiseLinear(config.hidden_size, config.hidden_size))
+            self.add_module(f"k_proj{suffix}", RowwiseLinear(config.hidden_size, key_width))
+            self.add_module(f"v_proj{suffix}", RowwiseLinear(config.hidden_size, key_width))
+            self.add_module(f"o_proj{suffix}", RowwiseLinear(config.hidden_size, config.hidden_size, bias=False))
             self.add_module(f"q_norm{suffix}", RMSNorm(self.head_dim, eps=config.rms_norm_eps))
             self.add_module(f"k_norm{suffix}", RMSNorm(self.head_dim, eps=config.rms_norm_eps))
 

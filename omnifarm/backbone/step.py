@@ -3,7 +3,7 @@ pictures being denoised.
 
 A `Part` is what one sequence, or many of a kind, brings to the pass. Parts are laid side by side, every sequence
 attends to its own rows of the pool, and what a sequence gets does not depend on its neighbours: padded lengths follow
-from its own length alone, and no matrix product has fewer rows than `MIN_ROWS`.
+from its own length alone, and products do not mix rows (`layers.RowwiseLinear`).
 
 Shape letters: U understanding rows, E generation rows, N = U + E, D width, B sequences of a group, Q and K padded
 lengths.
@@ -17,12 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnifarm.backbone.attention import AttentionGroup, AttentionPlan, Visibility, padded_length
-from omnifarm.backbone.kv_pool import SCRATCH_ROW, KvPool, PoolStore
+from omnifarm.backbone.kv_pool import KvPool, PoolStore
 from omnifarm.backbone.model import Backbone
-
-MIN_ROWS = 16
-"""From this many rows on MKL's float32 product gives every row the same bits, however many there are (measured on
-AVX-512 for inner sizes of 64 to 512: it differs at 13 rows and below)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,11 +42,7 @@ class Layout:
     """Parts side by side; what of a pass does not change while the same parts meet again."""
 
     num_und: int
-    """Understanding rows, ballast included."""
-    num_gen: int
-    """Generation rows, ballast included."""
-    ballast: tuple[int, int]
-    """Rows of either expert that belong to nobody."""
+    """Understanding rows."""
     positions: Tensor
     """(N,) in memory order."""
     rows: Tensor
@@ -69,12 +61,10 @@ def lay_out(parts: Sequence[Part], *, device: torch.device | str, dtype: torch.d
     """
     counts = [(len(part.und), len(part.gen)) for part in parts]
     num_und, num_gen = (sum(count[expert] for count in counts) for expert in (0, 1))
-    ballast = (_missing(num_und), _missing(num_gen))
-    total_und, total = num_und + ballast[0], num_und + num_gen + sum(ballast)
+    total = num_und + num_gen
     positions, rows = (torch.zeros(total, dtype=torch.long) for _ in range(2))
-    rows.fill_(SCRATCH_ROW)
     sequences: list[Visibility] = []
-    next_und, next_gen = 0, total_und
+    next_und, next_gen = 0, num_und
     for part, (u, e) in zip(parts, counts, strict=True):
         places = torch.cat((torch.arange(next_und, next_und + u), torch.arange(next_gen, next_gen + e)))
         positions[places], rows[places] = part.positions, part.rows
@@ -83,13 +73,8 @@ def lay_out(parts: Sequence[Part], *, device: torch.device | str, dtype: torch.d
             for one in part.sequences
         ]
         next_und, next_gen = next_und + u, next_gen + e
-    if any(ballast):
-        idle = torch.cat((torch.arange(num_und, total_und), torch.arange(total_und + num_gen, total)))
-        sequences.append(Visibility(query_rows=idle, key_rows=torch.tensor([SCRATCH_ROW]), mask=None))
     return Layout(
-        num_und=total_und,
-        num_gen=num_gen + ballast[1],
-        ballast=ballast,
+        num_und=num_und,
         positions=positions.to(device),
         rows=rows.to(device),
         plan=plan_rows(sequences, num_queries=total, dtype=dtype).to(device),
@@ -112,15 +97,7 @@ def run_parts(
     """
     if layout is None:
         layout = lay_out(parts, device=model.device, dtype=model.dtype)
-    width, blank = model.config.hidden_size, parts[0].und
-    hidden = torch.cat(
-        [
-            *(part.und for part in parts),
-            blank.new_zeros(layout.ballast[0], width),
-            *(part.gen for part in parts),
-            blank.new_zeros(layout.ballast[1], width),
-        ]
-    )
+    hidden = torch.cat([*(part.und for part in parts), *(part.gen for part in parts)])
     hidden = model.language_model.model(
         hidden,
         num_und=layout.num_und,
@@ -128,14 +105,9 @@ def run_parts(
         plan=layout.plan,
         store=PoolStore(pool, layout.rows),
     )
-    und = hidden[: layout.num_und].split([*(len(part.und) for part in parts), layout.ballast[0]])
-    gen = hidden[layout.num_und :].split([*(len(part.gen) for part in parts), layout.ballast[1]])
-    return list(zip(und[:-1], gen[:-1], strict=True))
-
-
-def at_least(rows: Tensor) -> Tensor:
-    """Return rows with zeros behind them, so that a matrix product has `MIN_ROWS`; whoever reads cuts them off."""
-    return F.pad(rows, (0, 0, 0, _missing(len(rows))))
+    und = hidden[: layout.num_und].split([len(part.und) for part in parts])
+    gen = hidden[layout.num_und :].split([len(part.gen) for part in parts])
+    return list(zip(und, gen, strict=True))
 
 
 def plan_rows(sequences: Sequence[Visibility], *, num_queries: int, dtype: torch.dtype) -> AttentionPlan:
@@ -195,7 +167,3 @@ def _padded(rows: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
     lens = torch.tensor([len(one) for one in rows])
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     return F.pad(padded, (0, length - padded.shape[1])), lens
-
-
-def _missing(rows: int) -> int:
-    return max(0, MIN_ROWS - rows) if rows else 0

@@ -17,7 +17,7 @@ from transformers import SiglipVisionConfig
 
 from omnifarm.backbone.attention import AttentionPlan, Visibility, plan_attention
 from omnifarm.backbone.attention_kernels import Attention, prepare_attention
-from omnifarm.backbone.layers import activation_function
+from omnifarm.backbone.layers import RowwiseLinear, activation_function
 
 
 class VisionModel(nn.Module):
@@ -78,7 +78,7 @@ class VisionEmbeddings(nn.Module):
     def __init__(self, config: SiglipVisionConfig) -> None:
         super().__init__()
         image_size, patch_size = cast(int, config.image_size), cast(int, config.patch_size)
-        self.patch_embedding = nn.Linear(config.num_channels * patch_size**2, config.hidden_size)
+        self.patch_embedding = RowwiseLinear(config.num_channels * patch_size**2, config.hidden_size)
         self.position_embedding = nn.Embedding((image_size // patch_size) ** 2, config.hidden_size)
 
     def forward(self, patches: Tensor, *, position_ids: Tensor) -> Tensor:
@@ -110,10 +110,10 @@ class VisionAttention(nn.Module):
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_attention_heads
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.q_proj = RowwiseLinear(width, width)
+        self.k_proj = RowwiseLinear(width, width)
+        self.v_proj = RowwiseLinear(width, width)
+        self.out_proj = RowwiseLinear(width, width)
 
     def forward(self, hidden: Tensor, *, attention: Attention) -> Tensor:
         """Map (N, V) to (N, V)."""
@@ -129,9 +129,9 @@ class VisionMLP(nn.Module):
 
     def __init__(self, config: SiglipVisionConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc1 = RowwiseLinear(config.hidden_size, config.intermediate_size)
         self.activation = activation_function(config.hidden_act)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = RowwiseLinear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, V) to (N, V)."""

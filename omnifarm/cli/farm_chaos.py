@@ -188,7 +188,7 @@ def judge(
 
 def _train_undisturbed(config: ChaosConfig, *, folder: Path, checkout: Path) -> Store:
     place = folder / "undisturbed"
-    command = [sys.executable, "-m", "omnifarm.cli.main", "train", "local", "--lanes-per-pack", "1"]
+    command = [sys.executable, "-m", "omnifarm.cli.main", "train", "local"]
     _call([*command, *_what(config), "--store", str(place)], checkout=checkout, log=folder / "undisturbed.log")
     return open_store(str(place))
 
@@ -351,7 +351,7 @@ class _Chaos:
         if self.num_drivers >= _MAX_DRIVERS:
             raise FarmError(f"{self.num_drivers} drivers ended without finishing; their logs lie in {self._folder}")
         command = [sys.executable, "jobs/train_concepts.py", *_what(self._config), "--store", self._url]
-        command += ["--cells", "2", "--workers-per-cell", "1", "--lanes", "3", "--lanes-per-pack", "1"]
+        command += ["--cells", "2", "--workers-per-cell", "1", "--lanes", "3"]
         command += ["--lease-s", "8", "--checkpoint-s", "1"]
         environment = {**self._cluster.environment, "RAY_ADDRESS": self._cluster.address}
         with (self._folder / f"driver-{self.num_drivers}.log").open("wb") as sink:

@@ -26,7 +26,7 @@ def local(
     lanes: Annotated[int, typer.Option(min=1, help="Concepts trained side by side.")] = 4,
     lanes_per_pack: Annotated[
         int,
-        typer.Option(min=1, help="Lanes that share one forward; 1 makes a lane bit for bit what it would be alone."),
+        typer.Option(min=1, help="Lanes that share one forward; fewer need less memory."),
     ] = 4,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     compiled: Annotated[

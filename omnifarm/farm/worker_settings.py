@@ -21,8 +21,8 @@ class WorkerSettings:
 
     lanes: int = 4
     """Concepts trained side by side."""
-    lanes_per_pack: int = 1
-    """Lanes that share one forward; 1 keeps a lane's result exactly what it would be alone."""
+    lanes_per_pack: int = 4
+    """Lanes that share one forward, see `Trainer`."""
     compiled: bool = False
     """Fuse what surrounds attention with torch.compile, where the worker has a compiler: see `training/compiling.py`.
     Sums are rounded elsewhere than without it."""

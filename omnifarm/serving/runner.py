@@ -16,7 +16,7 @@ from torch import Tensor
 from omnifarm.backbone.attention import Visibility
 from omnifarm.backbone.image_ops import latent_grid, to_image, to_tensor
 from omnifarm.backbone.kv_pool import KvPool, PooledContext
-from omnifarm.backbone.step import Layout, Part, at_least, lay_out, run_parts
+from omnifarm.backbone.step import Layout, Part, lay_out, run_parts
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.serving.scheduler import Kind
 from omnifarm.serving.tasks import DrawTask, ReadTask, WriteTask
@@ -151,12 +151,12 @@ class Runner:
 
     def _logits(self, hidden_BD: Tensor) -> Tensor:
         """Return (B, V) float32."""
-        logits: Tensor = self._model.language_model.lm_head(at_least(hidden_BD))
-        return logits[: len(hidden_BD)].float()
+        logits: Tensor = self._model.language_model.lm_head(hidden_BD)
+        return logits.float()
 
     def _velocities(self, hidden: Tensor, batch: "_DrawBatch") -> Sequence[Tensor]:
-        velocity: Tensor = self._model.llm2vae(at_least(hidden))
-        return torch.split(velocity[: len(hidden)], batch.lens)
+        velocity: Tensor = self._model.llm2vae(hidden)
+        return torch.split(velocity, batch.lens)
 
     def _draw_batch(self, draws: Sequence[tuple[int, DrawTask]]) -> "_DrawBatch":
         key = tuple((number, task.num_branches) for number, task in draws)
@@ -210,11 +210,11 @@ class _DrawBatch:
             first += length
 
     def part(self, tasks: Sequence[DrawTask]) -> Part:
-        model, count = self._model, len(tasks)
-        times = at_least(torch.tensor([[task.t] for task in tasks], dtype=torch.float32))[:, 0]
-        time_vectors = model.time_embedder(times.to(model.device))[:count].index_select(0, self._image)
+        model = self._model
+        times = torch.tensor([task.t for task in tasks], dtype=torch.float32)
+        time_vectors = model.time_embedder(times.to(model.device)).index_select(0, self._image)
         x = torch.cat([task.x for task in tasks]).to(model.dtype)
-        vectors = model.vae2llm(at_least(x))[: len(x)] + time_vectors + self._positions
+        vectors = model.vae2llm(x) + time_vectors + self._positions
         return Part(
             und=self._markers,
             gen=vectors.index_select(0, self._repeat),

@@ -33,8 +33,8 @@ class Trainer:
         sharding: The frozen backbone.
         special_ids: Ids of the frame tokens.
         config: The backbone's configuration.
-        lanes_per_pack: Lanes that share one forward. With 1 a lane's result is bit for bit what it would be alone;
-            with more, matrix products of other heights may round differently in the last digit.
+        lanes_per_pack: Lanes that share one forward. On a CPU a lane's result is bit for bit what it would be alone,
+            however many; on a GPU products of other heights may round the last digit differently, but with 1.
         share_prefixes: Lay equal prefixes of samples out once; off only to measure what that saves.
         clock: For the lanes' training time.
     """

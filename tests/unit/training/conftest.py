@@ -22,13 +22,13 @@ WIDTH = 32
 def config() -> BackboneConfig:
     return BackboneConfig(
         llm=Qwen2Config(
-            vocab_size=64, hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+            vocab_size=64, hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
             num_key_value_heads=2, rope_theta=1e4, tie_word_embeddings=False,
         ),
         vit=SiglipVisionConfig(
             hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, patch_size=4
         ),
-        autoencoder=AutoencoderConfig(ch=32, z_channels=2, num_res_blocks=1),
+        autoencoder=AutoencoderConfig(ch=32, z_channels=8, num_res_blocks=1),
         max_latent_size=4,
         vit_max_patches_per_side=4,
     )  # fmt: skip

@@ -25,8 +25,8 @@ from tests.unit.training.conftest import SPECIAL_IDS
 def test_operations_are_those_counted_by_hand(config: BackboneConfig) -> None:
     answer = TextSegment(ids=(1, 2, 3), has_loss=True)
     cost = step_cost(pack([[answer]], special_ids=SPECIAL_IDS, config=config), config=config, bytes_per_number=4)
-    # Two layers of width 32, inner width 48, two heads; 5 tokens, 4 of them with a loss; pairs are padded to 8 by 8.
-    enter, leave, head = 3 * 32 * 32, 32 * 32 + 3 * 32 * 48, 32 * 64
+    # Two layers of width 32, inner width 64, two heads; 5 tokens, 4 of them with a loss; pairs are padded to 8 by 8.
+    enter, leave, head = 3 * 32 * 32, 32 * 32 + 3 * 32 * 64, 32 * 64
     weights = 2 * enter * 5 + leave * (5 + 4) + 4 * head
     assert cost.flops == 4 * weights + 12 * 32 * (8 * 8 + 8 * 8)
     assert cost.num_tokens == 5

@@ -21,7 +21,7 @@ SYSTEMS = [
     for lane in range(2)
 ]
 PICTURES = [VitSegment(grid=(2, 2), features=torch.randn(4, 16, generator=_draws)) for _ in range(2)]
-LATENTS = [torch.randn(4, 8, generator=_draws) for _ in range(2)]
+LATENTS = [torch.randn(4, 32, generator=_draws) for _ in range(2)]
 TEXTS = [TextSegment(ids=ids) for ids in ((1,), (2, 3), (1, 2, 3, 4))]
 ANSWERS = [TextSegment(ids=ids, has_loss=True) for ids in ((5,), (6, 7))]
 
