@@ -4,10 +4,9 @@ Three lessons are built in. Group norm has 32 groups, so with 32 channels every 
 lost and colours never appear (11 dB after 400 steps, twice); every level has at least 64. Posterior noise from the
 start drowns the signal; a little noise comes later, because the flow model will not hit latents exactly. Convolutions
 at full resolution cost most and give least, so the residual blocks there stay identities (second convolution zero)
-and are not even computed during training.
+and are not even computed here; the decoder's learn in the stage that refines it.
 """
 
-import copy
 import dataclasses
 import time
 from dataclasses import dataclass, field
@@ -116,55 +115,6 @@ def train_codec(
     return finished(optimizer, module, pictures=pictures)
 
 
-def refine_decoder(
-    folder: Path, *, config: CodecConfig, codec: LatentCodec, pictures: NDArray[np.uint8], latents: Tensor
-) -> None:
-    """Go on training the decoder behind the frozen encoder, in place, until the budget is spent.
-
-    Args:
-        folder: Receives `decoder.jsonl` and, every minute, the whole codec as `ae.safetensors`.
-        config: Budget; crops are not used.
-        codec: In float32; its decoder is replaced by the trained one.
-        pictures: (N, V, 96, 96, 3).
-        latents: (N, V, 36, 64) of the same pictures, as `features.latent_features` gives them.
-    """
-    rng = np.random.default_rng(config.seed + 1)
-    trained = copy.deepcopy(codec.module)
-    decoder = without_identities(trained.to(torch.bfloat16)).train().get_submodule("decoder").requires_grad_(True)
-    optimizer = MasterOptimizer(decoder.named_parameters(), config=config.optimizer, adam_only=("conv_in", "conv_out"))
-    names = [name for name, _ in decoder.named_parameters()]
-    recorder = Recorder(folder / "decoder.jsonl")
-    start, step, saved = time.monotonic(), 0, time.monotonic()
-    done = False
-    while not done:
-        fraction = (time.monotonic() - start) / config.budget_s
-        done = fraction >= 1
-        groups, views, pixels, weight = _pairs(rng, pictures, count=config.batch_size)
-        tokens = latents[torch.from_numpy(groups), torch.tensor(views)].float()
-        grid = int(tokens.shape[1] ** 0.5)
-        p = codec.latent_patch_size
-        latent = tokens.reshape(-1, grid, grid, p, p, AUTOENCODER.z_channels).permute(0, 5, 1, 3, 2, 4)
-        latent = latent.reshape(len(groups), AUTOENCODER.z_channels, grid * p, grid * p)
-        latent = latent + 0.1 * torch.rand(len(latent), 1, 1, 1) * torch.randn_like(latent)
-        unscaled = latent / codec.config.scale_factor + codec.config.shift_factor
-        loss = _loss(decoder(unscaled.bfloat16()).float(), pixels, weight)
-        torch.autograd.backward(loss)
-        norm = optimizer.step(min(1.0, (step + 1) / 50) * cosine(fraction))
-        step += 1
-        recorder.add(step=step, loss=float(loss.detach()), grad_norm=norm)
-        if time.monotonic() - saved > 60 or done:
-            saved = time.monotonic()
-            masters = dict(zip(names, optimizer.masters, strict=True))
-            with torch.no_grad():
-                for name, parameter in codec.module.get_submodule("decoder").named_parameters():
-                    if name in masters:
-                        parameter.copy_(masters[name])
-            partial = folder / "ae.partial"
-            codec.save(partial)
-            partial.replace(folder / "ae.safetensors")
-            recorder.write(seconds=round(time.monotonic() - start, 1))
-
-
 def load_codec_state(folder: Path, *, pictures: NDArray[np.uint8]) -> LatentCodec:
     """Return the codec of a training state that may still be in progress."""
     codec = LatentCodec(AUTOENCODER)
@@ -230,23 +180,17 @@ def without_identities(module: nn.Module) -> nn.Module:
     return module
 
 
-def _batch(
-    rng: np.random.Generator, pictures: NDArray[np.uint8], *, config: CodecConfig, is_cropped: bool
-) -> tuple[Tensor, Tensor]:
-    _, _, pixels, weight = _pairs(rng, pictures, count=config.batch_size)
-    if rng.random() < 0.5:
-        pixels, weight = pixels.flip(-1), weight.flip(-1)
-    if is_cropped:
-        top, left = rng.integers(0, pixels.shape[-1] - config.crop + 1, 2)
-        window = (..., slice(top, top + config.crop), slice(left, left + config.crop))
-        pixels, weight = pixels[window].contiguous(), weight[window].contiguous()
-    return pixels, weight
+def draw_pairs(rng: np.random.Generator, pictures: NDArray[np.uint8], *, count: int) -> tuple[Tensor, Tensor]:
+    """Draw pictures, and say where their subjects are.
 
+    Args:
+        rng: Draws.
+        pictures: (N, V, 96, 96, 3) groups in the views of `corpus`.
+        count: B.
 
-def _pairs(
-    rng: np.random.Generator, pictures: NDArray[np.uint8], *, count: int
-) -> tuple[NDArray[np.int64], list[int], Tensor, Tensor]:
-    """Draw pictures: their groups and views, pixels (B, 3, 96, 96) and weights (B, 1, 96, 96)."""
+    Returns:
+        Pixels (B, 3, 96, 96) in [-1, 1], and which of them are a subject's, (B, 1, 96, 96), 1 or 0.
+    """
     groups = rng.integers(0, len(pictures), count)
     # Pairs with and without the subject say which pixels are the subject's.
     choices = [(corpus.FIRST, corpus.FIRST_GONE), (corpus.BOTH, corpus.BOTH_GONE), (corpus.SECOND, corpus.EDITED[0])]
@@ -255,7 +199,21 @@ def _pairs(
     gone = np.stack([pictures[g, v] for g, (_, v) in zip(groups, chosen, strict=True)])
     pixels = to_pixels(torch.from_numpy(seen))
     changed = (pixels - to_pixels(torch.from_numpy(gone))).abs().amax(dim=1) / 2 > _CHANGED
-    return groups, [view for view, _ in chosen], pixels, 1 + _SUBJECT_WEIGHT * changed.float()[:, None]
+    return pixels, changed.float()[:, None]
+
+
+def _batch(
+    rng: np.random.Generator, pictures: NDArray[np.uint8], *, config: CodecConfig, is_cropped: bool
+) -> tuple[Tensor, Tensor]:
+    pixels, subject = draw_pairs(rng, pictures, count=config.batch_size)
+    weight = 1 + _SUBJECT_WEIGHT * subject
+    if rng.random() < 0.5:
+        pixels, weight = pixels.flip(-1), weight.flip(-1)
+    if is_cropped:
+        top, left = rng.integers(0, pixels.shape[-1] - config.crop + 1, 2)
+        window = (..., slice(top, top + config.crop), slice(left, left + config.crop))
+        pixels, weight = pixels[window].contiguous(), weight[window].contiguous()
+    return pixels, weight
 
 
 def _loss(out: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:

@@ -23,12 +23,14 @@ from omnifarm.backbone.latents import LatentCodec
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.tokenizer import BackboneTokenizer
 from omnifarm.miniature.pretrain.architecture import export, new_backbone, write_configs
-from omnifarm.miniature.pretrain.codec import CodecConfig, load_codec_state, refine_decoder, train_codec
+from omnifarm.miniature.pretrain.codec import CodecConfig, load_codec_state, train_codec
 from omnifarm.miniature.pretrain.corpus import Group, load_corpus, make_group, render_corpus
+from omnifarm.miniature.pretrain.decoder_stage import refine_decoder
 from omnifarm.miniature.pretrain.drawing_stage import DrawingConfig, DrawingTrainer
 from omnifarm.miniature.pretrain.features import cached, latent_features, vision_features
 from omnifarm.miniature.pretrain.judge_stage import JudgeConfig, save_judge, train_judge
 from omnifarm.miniature.pretrain.main_stage import MainConfig, MainTrainer, SoftTable, load_masters
+from omnifarm.miniature.pretrain.optimizer import OptimizerConfig
 from omnifarm.miniature.pretrain.sequences import Writer
 from omnifarm.miniature.pretrain.tasks import Features, Sampler
 from omnifarm.miniature.pretrain.vision import VisionConfig, train_vision
@@ -87,7 +89,7 @@ def run_job(config: JobConfig) -> Path:
         )
         (out / "codec.done").touch()
     codec = load_codec_state(out, pictures=pictures)
-    latents = cached(out / "latents.safetensors", lambda: latent_features(codec, pictures))
+    cached(out / "latents.safetensors", lambda: latent_features(codec, pictures))
     if not (out / "features.safetensors").is_file():
         model = new_backbone(weights)
         model.vit_model.load_state_dict(load_file(str(out / "vit.safetensors")))
@@ -95,8 +97,12 @@ def run_job(config: JobConfig) -> Path:
     _in_processes(config, _main_process, done=out / "main.done")
     _in_processes(config, _drawing_process, done=out / "drawing.done")
     if not (out / "ae.safetensors").is_file():
-        budget_s = SHARES["refine"] * config.budget_s
-        refine_decoder(out, config=CodecConfig(budget_s=budget_s), codec=codec, pictures=pictures, latents=latents)
+        refining = CodecConfig(
+            budget_s=SHARES["refine"] * config.budget_s, optimizer=OptimizerConfig(muon_rate=0.006, adam_rate=1e-3)
+        )
+        refine_decoder(out, config=refining, codec=codec, pictures=pictures, held_out=held_out)
+        codec.save(out / "ae.partial")
+        (out / "ae.partial").replace(out / "ae.safetensors")
     codec.load(out / "ae.safetensors")
     _export(config, codec)
     judging = JudgeConfig(budget_s=SHARES["judge"] * config.budget_s)
