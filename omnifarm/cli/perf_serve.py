@@ -35,6 +35,8 @@ CONCURRENCIES = (1, 8, 32)
 KINDS = ("questions", "images", "edits")
 """What is asked."""
 _ANSWER_TOKENS = 12
+_RESIDENT_ROUNDS = 8
+"""Turns of the comparison of many residents with one: two per cent are to be told, and single turns vary by as much."""
 _GENERATE = SamplingOptions()
 """The paper's options (table 6), which are BAGEL's own."""
 _EDIT = SamplingOptions(cfg_img_scale=2.0, cfg_interval=(0.0, 1.0), cfg_renorm_type="text_channel")
@@ -64,9 +66,9 @@ class ServePlan:
     """A running server's address, for the overhead of HTTP; empty leaves that out."""
 
     def __post_init__(self) -> None:
-        least = max(CONCURRENCIES) * (self.rounds + 1)
+        least = max(CONCURRENCIES) * (_RESIDENT_ROUNDS + 1)
         if self.residents < least:
-            raise ConfigError(f"expected at least {least} residents for {self.rounds} rounds, found {self.residents}")
+            raise ConfigError(f"expected at least {least} residents, other ones in every turn, found {self.residents}")
 
 
 def measure_serve(plan: ServePlan) -> dict[str, Any]:
@@ -202,7 +204,10 @@ class _Bench:
         }
 
     def resident_loss(self) -> dict[str, float]:
-        """Return the part of image throughput that is lost with many concepts in memory instead of one, by both clocks."""
+        """Return the part of image throughput that is lost with many concepts in memory instead of one, by both clocks.
+
+        Medians over pairs of turns, one side right after the other: a machine's slow drift is in both.
+        """
         names = [f"r{index}" for index in range(self._plan.residents)]
         for index, name in enumerate(names):
             _commit(self._repository, self._loaded, name, _random_concept(self._loaded, 1000 + index))
@@ -210,20 +215,20 @@ class _Bench:
         for name in names:
             many._residents.get([name])
         count = max(CONCURRENCIES)
-        taken: dict[str, list[_Took]] = {"one": [], "many": []}
-        for turn in range(self._plan.rounds + 1):
+        losses: list[_Took] = []
+        for turn in range(_RESIDENT_ROUNDS + 1):
+            took: dict[str, _Took] = {}
             for side, engine in (("one", one), ("many", many)):
                 # Other concepts in every turn: none of their prefixes has been read before.
                 first = turn * count
                 chosen = [names[0]] * count if side == "one" else names[first : first + count]
                 batch = _run_together(engine, [self._image(engine, name, seed) for seed, name in enumerate(chosen)])
-                if turn:
-                    taken[side].append(batch.each)
-        one_side, other = _median(taken["one"]), _median(taken["many"])
-        return {
-            "wall": round(1 - one_side.seconds / other.seconds, 4),
-            "computing": round(1 - one_side.computing / other.computing, 4),
-        }
+                took[side] = batch.each
+            if turn:
+                wall, computing = (getattr(took["one"], c) / getattr(took["many"], c) for c in ("seconds", "computing"))
+                losses.append(_Took(seconds=1 - wall, computing=1 - computing))
+        loss = _median(losses)
+        return {"wall": round(loss.seconds, 4), "computing": round(loss.computing, 4)}
 
     def _together(self, kind: str, count: int) -> "_Batch":
         return _run_together(self.engine, [self._request(kind, index) for index in range(count)])

@@ -14,7 +14,7 @@ from omnifarm.errors import ConfigError
 @pytest.mark.slow
 def test_the_report_has_the_agreed_keys_and_both_sides_agree() -> None:
     threads = torch.get_num_threads()
-    arguments = ["--steps", "2", "--side", "48", "--rounds", "1", "--residents", "64", "--threads", "1"]
+    arguments = ["--steps", "2", "--side", "48", "--rounds", "1", "--residents", "288", "--threads", "1"]
     try:
         done = CliRunner().invoke(app, ["perf", "serve", "--json", "--precision", "float32", *arguments])
     finally:
@@ -33,5 +33,5 @@ def test_the_report_has_the_agreed_keys_and_both_sides_agree() -> None:
 
 
 def test_too_few_residents_for_the_rounds_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 128"):
+    with pytest.raises(ConfigError, match="at least 288"):
         ServePlan(residents=100)
