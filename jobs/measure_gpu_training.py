@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from omnifarm.backbone.attention_kernels import fastest_kernel
+from omnifarm.backbone.attention_kernels import GPU_KERNELS, fastest_kernel
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
 from omnifarm.backbone.fp8 import use_fp8
 from omnifarm.backbone.model import Backbone
@@ -208,8 +208,7 @@ def run(*, smoke: bool, lanes: list[int], repeats: int, budget_s: float, compile
     kernel, kernel_s = fastest_kernel(
         make_pack(config, lanes=1, share=True, size=size).plan.to(device), num_heads=heads, num_key_heads=key_heads,
         width=int(llm.hidden_size) // heads, dtype=torch.bfloat16, device=device,
-        # Written-out scores of 28 layers would fill the memory of any GPU.
-        among=("fused", "flex") if device.type == "cuda" else ("matmul", "fused"),
+        among=GPU_KERNELS if device.type == "cuda" else ("matmul", "fused", "varlen"),
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     for precision in ("bf16", "fp8"):

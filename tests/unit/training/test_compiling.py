@@ -2,11 +2,13 @@ from pathlib import Path
 
 import pytest
 
+from omnifarm.backbone.weights import load_backbone
 from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.spec import ConceptSpec
+from omnifarm.errors import ConfigError
 from omnifarm.farm.submission import inspect_backbone
 from omnifarm.miniature.benchmark import write_concept_folders
-from omnifarm.training.compiling import WORTH_LANE_STEPS, compiling_pays, has_compiler
+from omnifarm.training.compiling import WORTH_LANE_STEPS, choose_attention, compiling_pays, has_compiler
 from omnifarm.training.workbench import Workbench
 
 
@@ -27,6 +29,17 @@ def test_without_a_cpp_compiler_nothing_is_compiled_for_the_cpu(
     assert has_compiler("cuda")
     (tmp_path / "clang++").touch(mode=0o755)
     assert has_compiler("cpu")
+
+
+def test_the_kernel_that_was_fastest_is_taken() -> None:
+    backbone = load_backbone(Path(__file__).parents[2] / "golden" / "a" / "checkpoint")
+    model = backbone.model.language_model.model
+    choose_attention(backbone)
+    assert model.attention_kernel is None, "on a CPU the usual one is known"
+    choose_attention(backbone, among=("varlen",))
+    assert model.attention_kernel == "varlen"
+    with pytest.raises(ConfigError, match="runs on cpu, found none"):
+        choose_attention(backbone, among=("flex",))
 
 
 @pytest.mark.slow
