@@ -58,7 +58,10 @@ def main(
     ] = "auto",
     device_gb: Annotated[
         float | None,
-        typer.Option(min=0.1, help="Memory of a worker's device; cells then have the workers that the backbone needs."),
+        typer.Option(
+            min=0.1,
+            help="Memory of a worker's device, by which cells get the workers that hold the backbone; default: asked.",
+        ),
     ] = None,
     lanes: Annotated[int | None, typer.Option(help="Concepts a worker trains side by side.")] = None,
     lanes_per_pack: Annotated[int, typer.Option(help="Lanes that share one forward; fewer need less memory.")] = 4,
@@ -113,9 +116,10 @@ def main(
         if pending:
             ray_cluster.connect()
             least = 1
-            if device_gb is not None and sharding != "replicated":
+            room = ray_cluster.device_bytes() if device_gb is None else int(device_gb * 1e9)
+            if room is not None and sharding != "replicated":
                 size = weights_bytes(backbone, dtype=DTYPES[chosen.recipe.precision])
-                least = least_workers(weights_bytes=size, free_bytes=int(device_gb * 1e9))
+                least = least_workers(weights_bytes=size, free_bytes=room)
             shape = plan_cells(
                 num_jobs=len(pending),
                 num_cpus=ray_cluster.cluster_cpus(),

@@ -20,6 +20,7 @@ import ray.util.metrics
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError, FarmError
@@ -31,6 +32,10 @@ from omnifarm.logs import configure
 from omnifarm.training.sharding import SHARDINGS
 
 _TIMEOUT_S = 300
+_ASK_S = 20.0
+"""Longest wait for GPUs to say how much memory they have."""
+_SLICE = 0.01
+"""Of a GPU, for asking it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +105,37 @@ def cluster_cpus() -> int:
 def cluster_gpus() -> int:
     """Return the GPUs of the connected cluster."""
     return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+
+
+def device_bytes() -> int | None:
+    """Return the memory that one worker's device has on the node with least of it.
+
+    A node without GPUs shares its memory among its CPUs; GPUs are asked, each node's first free one. None when no node
+    can say: all GPUs are taken just now, for instance.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    if not cluster_gpus():
+        found = [node["Resources"]["memory"] / node["Resources"]["CPU"] for node in nodes if _has_cpus(node)]
+        return int(min(found)) if found else None
+    ask = ray.remote(num_gpus=_SLICE, num_cpus=0, max_retries=0)(_gpu_bytes)
+    asked = [
+        ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+        for node in nodes
+        if node["Resources"].get("GPU")
+    ]
+    told, silent = ray.wait(asked, num_returns=len(asked), timeout=_ASK_S)
+    for reference in silent:
+        ray.cancel(reference, force=True)
+    answers = [answer for answer in ray.get(told) if answer]
+    return min(answers) if answers else None
+
+
+def _has_cpus(node: Mapping[str, Any]) -> bool:
+    return bool(node["Resources"].get("CPU") and node["Resources"].get("memory"))
+
+
+def _gpu_bytes() -> int | None:
+    return int(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else None
 
 
 def run_cell(config: CellConfig) -> None:
