@@ -19,9 +19,10 @@ from omnifarm.serving.events import Ticket
 from omnifarm.serving.requests import Request
 
 _CONCURRENCY = 8
-_ROUNDS = 3
-_EACH = 4
-"""Drawings that each of those eight asks for in a turn."""
+_ROUNDS = 2
+_EACH = 12
+"""Drawings that each of those eight asks for in a turn: so many that beginning and end, when fewer than eight are under way,
+count little."""
 _TIMEOUT_S = 600.0
 
 
