@@ -35,8 +35,6 @@ CONCURRENCIES = (1, 8, 32)
 KINDS = ("questions", "images", "edits")
 """What is asked."""
 _ANSWER_TOKENS = 12
-_RESIDENT_ROUNDS = 8
-"""Turns of the comparison of many residents with one: two per cent are to be told, and single turns vary by as much."""
 _GENERATE = SamplingOptions()
 """The paper's options (table 6), which are BAGEL's own."""
 _EDIT = SamplingOptions(cfg_img_scale=2.0, cfg_interval=(0.0, 1.0), cfg_renorm_type="text_channel")
@@ -66,9 +64,14 @@ class ServePlan:
     """A running server's address, for the overhead of HTTP; empty leaves that out."""
 
     def __post_init__(self) -> None:
-        least = max(CONCURRENCIES) * (_RESIDENT_ROUNDS + 1)
+        least = max(CONCURRENCIES) * (self.resident_rounds + 1)
         if self.residents < least:
             raise ConfigError(f"expected at least {least} residents, other ones in every turn, found {self.residents}")
+
+    @property
+    def resident_rounds(self) -> int:
+        """Turns that compare many residents with one: a few per cent are to be told, and single turns vary by as much."""
+        return 2 * self.rounds + 2
 
 
 def measure_serve(plan: ServePlan) -> dict[str, Any]:
@@ -216,7 +219,7 @@ class _Bench:
             many._residents.get([name])
         count = max(CONCURRENCIES)
         losses: list[_Took] = []
-        for turn in range(_RESIDENT_ROUNDS + 1):
+        for turn in range(self._plan.resident_rounds + 1):
             took: dict[str, _Took] = {}
             for side, engine in (("one", one), ("many", many)):
                 # Other concepts in every turn: none of their prefixes has been read before.
