@@ -20,13 +20,10 @@ from omnifarm.serving.requests import Request
 
 _CONCURRENCY = 8
 _ROUNDS = 2
-_EACH = 12
-"""Drawings that each of those eight asks for in a turn: so many that beginning and end, when fewer than eight are under way,
-count little."""
 _TIMEOUT_S = 600.0
 
 
-def http_overhead(url: str, *, engine: Engine, options: SamplingOptions) -> float:
+def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: int = 12) -> float:
     """Return by which part drawings at concurrency 8 take longer over HTTP.
 
     Args:
@@ -34,6 +31,8 @@ def http_overhead(url: str, *, engine: Engine, options: SamplingOptions) -> floa
             open to its own machine without a key (`OMNIFARM_ACCESS=owner`).
         engine: The side without HTTP.
         options: Steps and guidance.
+        each: Drawings that each of those eight asks for in a turn; so many by default that beginning and end, when fewer
+            than eight are under way, count little.
 
     Raises:
         ServingError: The server does not answer with a picture.
@@ -47,8 +46,8 @@ def http_overhead(url: str, *, engine: Engine, options: SamplingOptions) -> floa
     }
 
     def draw_some(client_index: int) -> None:
-        for turn in range(_EACH):
-            reply = client.post("/v1/images/generations", json={**body, "seed": _EACH * client_index + turn})
+        for turn in range(each):
+            reply = client.post("/v1/images/generations", json={**body, "seed": each * client_index + turn})
             if reply.status_code != httpx.codes.OK:
                 raise ServingError(
                     f"expected a picture from {url}, found status {reply.status_code}: {reply.text[:200]}"
@@ -63,7 +62,7 @@ def http_overhead(url: str, *, engine: Engine, options: SamplingOptions) -> floa
             started = time.perf_counter()
             list(pool.map(draw_some, range(_CONCURRENCY)))
             between = time.perf_counter()
-            _run_in_process(engine, [request(seed) for seed in range(_CONCURRENCY * _EACH)])
+            _run_in_process(engine, [request(seed) for seed in range(_CONCURRENCY * each)])
             if turn:
                 over_http.append(between - started)
                 in_process.append(time.perf_counter() - between)
