@@ -208,6 +208,7 @@ def run(*, smoke: bool, lanes: list[int], repeats: int, budget_s: float, compile
     kernel, kernel_s = fastest_kernel(
         make_pack(config, lanes=1, share=True, size=size).plan.to(device), num_heads=heads, num_key_heads=key_heads,
         width=int(llm.hidden_size) // heads, dtype=torch.bfloat16, device=device,
+        num_layers=int(llm.num_hidden_layers),
         among=GPU_KERNELS if device.type == "cuda" else ("matmul", "fused", "varlen"),
     )  # fmt: skip
     rows: list[dict[str, Any]] = []

@@ -116,7 +116,10 @@ def main(
         if pending:
             ray_cluster.connect()
             least = 1
-            room = ray_cluster.device_bytes() if device_gb is None else int(device_gb * 1e9)
+            room = None if device_gb is None else int(device_gb * 1e9)
+            if room is None and workers_per_cell is None and sharding != "replicated":
+                # Whoever names the workers knows his devices; each worker looks at its own memory all the same.
+                room = ray_cluster.device_bytes()
             if room is not None and sharding != "replicated":
                 size = weights_bytes(backbone, dtype=DTYPES[chosen.recipe.precision])
                 least = least_workers(weights_bytes=size, free_bytes=room)

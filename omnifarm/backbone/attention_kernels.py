@@ -161,6 +161,7 @@ def fastest_kernel(
     width: int,
     dtype: torch.dtype,
     device: torch.device,
+    num_layers: int = 1,
     among: Sequence[str] = tuple(KERNELS),
 ) -> tuple[str, dict[str, float]]:
     """Run every kernel forward and backward on a plan; return one that is as good as the fastest, and all seconds.
@@ -175,6 +176,7 @@ def fastest_kernel(
         width: d.
         dtype: Of the model.
         device: Where to run.
+        num_layers: Layers that share what a kernel prepares once per pass; each bears its part of that time.
         among: Names of the kernels to try, the preferred ones first.
 
     Raises:
@@ -189,8 +191,10 @@ def fastest_kernel(
     seconds: dict[str, float] = {}
     for name in among:
         try:
+            started = time.perf_counter()
             attention = KERNELS[name](plan, num_heads=num_heads, num_key_heads=num_key_heads, dtype=dtype)
-            seconds[name] = _best_time(attention, (query, key, value), device)
+            prepared_s = time.perf_counter() - started
+            seconds[name] = prepared_s / num_layers + _best_time(attention, (query, key, value), device)
         except (RuntimeError, ConfigError):
             # Missing compiler, unsupported head width or mask, out of memory: not for this device.
             continue

@@ -126,8 +126,17 @@ def device_bytes() -> int | None:
     told, silent = ray.wait(asked, num_returns=len(asked), timeout=_ASK_S)
     for reference in silent:
         ray.cancel(reference, force=True)
-    answers = [answer for answer in ray.get(told) if answer]
+    answers = [answer for answer in map(_told, told) if answer]
     return min(answers) if answers else None
+
+
+def _told(reference: Any) -> int | None:
+    try:
+        return int(ray.get(reference) or 0)
+    except ray.exceptions.RayError as error:
+        # Such as a GPU that fails, or a node that went: those that answer decide.
+        logging.getLogger(__name__).warning("a GPU could not be asked for its memory: %s", error)
+        return None
 
 
 def _has_cpus(node: Mapping[str, Any]) -> bool:

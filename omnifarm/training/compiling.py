@@ -21,6 +21,8 @@ from omnifarm.logs import event
 
 _logger = logging.getLogger(__name__)
 
+_TYPICAL_SIDE = 512
+"""Pixels of the picture that kernels are compared on; a backbone with smaller pictures shrinks it."""
 WORTH_LANE_STEPS = 800
 """Steps of one concept from which on a worker gains more than it waits: on the miniature ten seconds, against a fifth of
 every step afterwards."""
@@ -63,7 +65,7 @@ def choose_attention(backbone: LoadedBackbone, *, among: Sequence[str] | None = 
     model, llm = backbone.model, backbone.config.llm
     if among is None and model.device.type == "cpu":
         return
-    packed, _ = _first_pack(backbone)
+    packed, _ = _first_pack(backbone, side=_TYPICAL_SIDE)
     kernel, seconds = fastest_kernel(
         packed.plan.to(model.device),
         num_heads=int(llm.num_attention_heads),
@@ -71,17 +73,18 @@ def choose_attention(backbone: LoadedBackbone, *, among: Sequence[str] | None = 
         width=backbone.config.head_dim,
         dtype=model.dtype,
         device=model.device,
+        num_layers=int(llm.num_hidden_layers),
         among=GPU_KERNELS if among is None else among,
     )
     model.set_training_mode(attention_kernel=kernel)
     event(_logger, "attention_chosen", kernel=kernel, seconds={name: round(s, 6) for name, s in seconds.items()})
 
 
-def _first_pack(backbone: LoadedBackbone) -> tuple[Pack, Tensor]:
-    """Return a question and a drawing as one pack, and the soft tokens they look into."""
+def _first_pack(backbone: LoadedBackbone, *, side: int = 64) -> tuple[Pack, Tensor]:
+    """Return a question and a drawing about a picture of `side` pixels as one pack, and the soft tokens they look into."""
     layout = SoftTokenLayout(num_und=2, num_gen=2)
     prompter = Prompter(tokenizer=backbone.tokenizer, layout=layout, identifier=PLACEHOLDER)
-    picture = prepare(backbone, Image.new("RGB", (64, 64)))
+    picture = prepare(backbone, Image.new("RGB", (side, side)))
     drawn = picture.target(timestep_logit=0.0, noise=torch.zeros_like(picture.mean))
     asked: list[Segment] = [prompter.system(), picture.vit(), prompter.user("What?"), prompter.target("Yes.")]
     packed = pack(
