@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import PHONE, STEPS, Studio
 
@@ -208,6 +208,32 @@ def test_stopping_a_training_keeps_nothing(studio: Studio, opened: Callable[...,
     expect(learning).to_contain_text("Stopped")
     with studio.http() as client:
         assert client.get("/studio/api/concepts/nobody").status_code == 404
+
+
+def test_a_request_refused_for_haste_is_sent_again(studio: Studio, opened: Callable[..., Page]) -> None:
+    """The photos of one concept use a minute's haste up: what comes behind them must wait, not fail."""
+    page = opened(f"{studio.url}/studio/#/teach")
+    refused: list[str] = []
+
+    def refuse_once(route: Route) -> None:
+        if refused or route.request.method != "POST":
+            route.fallback()
+            return
+        refused.append(route.request.url)
+        body = {
+            "error": {"message": "too many", "type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded"}
+        }
+        route.fulfill(status=429, headers={"Retry-After": "1"}, json=body)
+
+    page.route("**/v1/fine_tuning/jobs", refuse_once)
+    page.get_by_role("button", name="A person").click()
+    expect(page.get_by_text("Ready: 10 photos, 3 facts.")).to_be_visible()
+    page.get_by_label("Name", exact=True).fill("hasty")
+    page.get_by_role("button", name="Start teaching").click()
+    learning = page.get_by_role("region", name="Learning <hasty>")
+    learning.get_by_role("button", name="Stop").click()
+    expect(learning).to_contain_text("Stopped")
+    assert len(refused) == 1
 
 
 def test_everything_fits_a_phone(studio: Studio, somebody: str, opened: Callable[..., Page], pictures: Path) -> None:

@@ -53,14 +53,18 @@ export async function each(items, work) {
   }));
 }
 
-// What asks for the same thing however often may wait for its turn by itself.
-async function patiently(path, options) {
+// Behind a 429 the server has done nothing: any request may be sent again. Behind a 503 it may have done something, so
+// only what asks for the same thing however often is sent again.
+const HASTE = [429];
+const BUSY = [429, 503];
+
+async function patiently(path, options, soon = BUSY) {
   for (let attempt = 1; ; attempt += 1) {
     try {
       return await reach(path, options);
     } catch (error) {
-      const soon = [429, 503].includes(error.status) && error.code !== "insufficient_quota" && error.retryAfter <= 5;
-      if (!soon || attempt === PATIENCE) throw error;
+      const passes = soon.includes(error.status) && error.code !== "insufficient_quota" && error.retryAfter <= 5;
+      if (!passes || attempt === PATIENCE) throw error;
       await pause(error.retryAfter || 1);
     }
   }
@@ -68,7 +72,7 @@ async function patiently(path, options) {
 
 export const get = async (path, options) => (await patiently(path, options)).json();
 export const blob = async (path, options) => (await patiently(path, options)).blob();
-export const post = async (path, json, options) => (await reach(path, { method: "POST", json, ...options })).json();
+export const post = async (path, json, options) => (await patiently(path, { method: "POST", json, ...options }, HASTE)).json();
 export const submit = async (path, form, options) => (await patiently(path, { method: "POST", form, ...options })).json();
 export const remove = async (path) => (await patiently(path, { method: "DELETE" })).json();
 
@@ -81,7 +85,7 @@ export async function upload(file, purpose, name = file.name) {
 
 // Calls onevent(name, data) for each server-sent event; resolves when the stream is over.
 export async function stream(path, options, onevent) {
-  const reply = await reach(path, options);
+  const reply = await patiently(path, options, HASTE);
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
