@@ -33,9 +33,9 @@ from omnifarm.logs import configure
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
 from omnifarm.training.compiling import compiling_pays
+from omnifarm.training.precision import weights_dtype
 from omnifarm.training.sharded_backbone import weights_bytes
 from omnifarm.training.sharding import least_workers
-from omnifarm.training.workbench import DTYPES
 
 _MAX_READ = 500
 
@@ -121,7 +121,8 @@ def main(
                 # Whoever names the workers knows his devices; each worker looks at its own memory all the same.
                 room = ray_cluster.device_bytes()
             if room is not None and sharding != "replicated":
-                size = weights_bytes(backbone, dtype=DTYPES[chosen.recipe.precision])
+                device = "cuda" if ray_cluster.cluster_gpus() else "cpu"
+                size = weights_bytes(backbone, dtype=weights_dtype(chosen.recipe.precision, device))
                 least = least_workers(weights_bytes=size, free_bytes=room)
             shape = plan_cells(
                 num_jobs=len(pending),

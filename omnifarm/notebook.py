@@ -21,7 +21,8 @@ from omnifarm.miniature.benchmark import write_concept_folders
 from omnifarm.serving.engine import Engine
 from omnifarm.serving.requests import Limits
 from omnifarm.store.open import open_store
-from omnifarm.training.workbench import Finished, Workbench, precision_of
+from omnifarm.training.precision import precision_of
+from omnifarm.training.workbench import Finished, Workbench
 
 
 def draw_concepts(folder: str | Path, *, seed: int = 0, persons: int = 0, pets: int = 1, objects: int = 0) -> list[str]:

@@ -16,6 +16,7 @@ from omnifarm.serving.requests import Limits
 from omnifarm.serving.worker import EngineWorker
 from omnifarm.store.probe import probe_conditional_writes
 from omnifarm.tenancy import Accounts
+from omnifarm.training.precision import weights_dtype
 from serve.admission import Admission
 from serve.metrics import EngineFigures, Metrics
 from serve.origins import Origins
@@ -43,7 +44,8 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None, repli
     clock, metrics = SystemClock(), Metrics()
     spaces = _spaces(settings)
     probe_conditional_writes(spaces.root)
-    loaded = load_backbone(settings.backbone, dtype=getattr(torch, settings.dtype), device=settings.device)
+    dtype = weights_dtype(settings.dtype, settings.device)
+    loaded = load_backbone(settings.backbone, dtype=dtype, device=settings.device)
     loaded.model.set_training_mode(compiled=settings.compiled)
     previews = Previews(spaces, clock=clock)
     engine = Engine(

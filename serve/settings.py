@@ -22,7 +22,7 @@ class ServeSettings:
     device: str = "cpu"
     """Where the backbone runs, such as `cuda:0`."""
     dtype: str = "float32"
-    """Number format of the weights: `float32` or `bfloat16`."""
+    """Number format of the weights: `float32` or `bfloat16` (float32 all the same on a CPU that cannot multiply it)."""
     threads: int = 0
     """CPU threads of one forward; 0 leaves it to torch. Fewer than there are cores: HTTP needs one, or every forward waits."""
     compiled: bool = False

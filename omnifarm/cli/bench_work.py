@@ -43,7 +43,7 @@ from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.base import Store
 from omnifarm.store.open import open_store
 from omnifarm.training.compiling import compiling_pays
-from omnifarm.training.workbench import DTYPES
+from omnifarm.training.precision import weights_dtype
 
 LANES = 4
 """Concepts a worker trains side by side, each in a forward of its own: what is learned depends neither on the others, nor
@@ -134,7 +134,8 @@ def learn_share(values: Mapping[str, Any]) -> None:
     _use_threads(values.get("threads"))
     recipe = TrainingRecipe.from_json(values["recipe"])
     specs = dict(load_concepts(values["data"]))
-    loaded = load_backbone(values["backbone"], dtype=DTYPES[recipe.precision], device=values.get("device", "cpu"))
+    device = values.get("device", "cpu")
+    loaded = load_backbone(values["backbone"], dtype=weights_dtype(recipe.precision, device), device=device)
     learn(
         ROWS[values["row"]],
         [spec for name in values["concepts"] if isinstance(spec := specs[name], ConceptSpec)],
@@ -151,7 +152,7 @@ def ask_share(values: Mapping[str, Any]) -> int:
     Args:
         values: `plan` (JSON), `data` (URL), `row`, `seed`, `concepts`, `store` (URL), `training` (key of the
             training's store, empty for rows that learn nothing), `at_once`, `retry_failed`, and optionally `precision`
-            (in which concepts were learned, a name in `DTYPES`), `device` and `threads`.
+            (in which concepts were learned), `device` and `threads`.
     """
     _use_threads(values.get("threads"))
     plan = RunPlan.from_json(values["plan"])
@@ -161,7 +162,8 @@ def ask_share(values: Mapping[str, Any]) -> int:
         system = other_system(plan.other(row), store=store, device=device, at_once=values["at_once"])
     else:
         keep_freed_memory()
-        loaded = _loaded(plan.backbone, DTYPES[values.get("precision", "bfloat16")], device)
+        dtype = weights_dtype(values.get("precision", "bfloat16"), device)
+        loaded = _loaded(plan.backbone, dtype, device)
         system = system_of(row, loaded, training_url=_below(values["store"], values["training"]), seed=values["seed"])
     return ask_all(
         system,

@@ -24,7 +24,7 @@ def train(
     """Compare the training engine with the plain loop, and say what each of its parts gains.
 
     The same concepts, samples and number of steps on every side; sides take turns, so that a machine whose speed drifts
-    does not favour one. MFU counts 4 operations per weight and token, against this machine's own bf16 matrix product.
+    does not favour one. MFU counts 4 operations per weight and token, against this machine's fastest matrix product.
     `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16` shows a machine without bf16 matrix units, `AVX512_CORE` one without bf16.
     """
     from omnifarm.cli.perf_train import AT_ITS_BEST, LADDER, measure

@@ -29,6 +29,7 @@ from omnifarm.errors import ConfigError, ServingError
 from omnifarm.serving.engine import Capacity, Engine
 from omnifarm.serving.requests import Answer, Request, Result
 from omnifarm.store.local import LocalStore
+from omnifarm.training.precision import weights_dtype
 
 CONCURRENCIES = (1, 8, 32)
 """Requests under way at once, each over its own concept."""
@@ -85,7 +86,7 @@ def measure_serve(plan: ServePlan) -> dict[str, Any]:
     """
     keep_freed_memory()
     torch.set_num_threads(plan.threads)
-    loaded = load_backbone(plan.backbone, dtype=getattr(torch, plan.precision))
+    loaded = load_backbone(plan.backbone, dtype=weights_dtype(plan.precision, "cpu"))
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(loaded, plan=plan, folder=Path(folder))
         report: dict[str, Any] = {"precision": plan.precision, "threads": plan.threads, "steps": plan.steps}

@@ -25,8 +25,8 @@ from omnifarm.cli.sharding_process import TIMEOUT_S, Plan
 from omnifarm.errors import ConfigError, TrainingError
 from omnifarm.miniature.benchmark import write_concept_folders
 from omnifarm.training.lockstep import WHOLE
+from omnifarm.training.precision import DTYPES, weights_dtype
 from omnifarm.training.sharded_backbone import weights_bytes
-from omnifarm.training.workbench import DTYPES
 
 _CONFIGS = ("extra_config.json", "vit_config.json", "ae.safetensors", "tokenizer.json", "tokenizer_config.json")
 _TEXTS = ("vocab.json", "merges.txt")
@@ -63,7 +63,7 @@ def measure_sharding(
             f"expected layouts zero3 or fsdp2, at least 2 processes and a precision of {', '.join(DTYPES)}; "
             f"found {', '.join(layouts)}, {num_ranks}, {precision!r}"
         )
-    dtype = DTYPES[precision]
+    dtype = weights_dtype(precision, "cpu")
     with tempfile.TemporaryDirectory(prefix="omf-") as name:
         root = Path(name)
         backbone, expected = _write_backbone(root / "backbone", num_layers=num_layers, num_ranks=num_ranks)

@@ -32,8 +32,8 @@ from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
 from omnifarm.training.objective import lane_loss
 from omnifarm.training.plain import OneRowPerCopy, UncachedImages, plain_layer, plain_step
+from omnifarm.training.precision import multiplies_bf16, precision_of, weights_dtype
 from omnifarm.training.sharding import Replicated
-from omnifarm.training.workbench import precision_of
 
 LADDER = {
     "plain": "float32, eager, one concept at a time, padded, nothing shared or kept",
@@ -127,12 +127,13 @@ def measure(*, num_concepts: int, rounds: int, threads: int, log: Callable[[str]
 
 def _sides(specs: list[ConceptSpec], *, steps: int) -> dict[str, Side]:
     in_float32 = load_backbone("miniature")
-    in_bf16 = load_backbone("miniature", dtype=torch.bfloat16)
-    compiled = load_backbone("miniature", dtype=torch.bfloat16)
+    # As trainings load it: a machine without products in bf16 has no such gain.
+    fast = weights_dtype("bfloat16", "cpu")
+    in_bf16, compiled = load_backbone("miniature", dtype=fast), load_backbone("miniature", dtype=fast)
     compiled.model.set_training_mode(compiled=True)
     fast_layer = torch.compile(plain_layer, dynamic=True)
 
-    kept = {torch.float32: _prepare(specs, in_float32), torch.bfloat16: _prepare(specs, in_bf16)}
+    kept = {one.model.dtype: _prepare(specs, one) for one in (in_float32, in_bf16)}
 
     def plain(
         backbone: LoadedBackbone, *, is_cached: bool = False, layer: Callable[..., torch.Tensor] = plain_layer
@@ -230,7 +231,8 @@ def _report(sides: dict[str, Side], *, final_loss: dict[str, float], threads: in
     steps = ours.lanes[0].step
     tokens_per_step = ours.trainer.count.num_tokens / steps
     rows_per_step = sum(len(lane.source.draw(steps)) for lane in padded.lanes)
-    rates = {name: matmul_flops(dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
+    types = {"float32": torch.float32} | ({"bfloat16": torch.bfloat16} if multiplies_bf16("cpu") else {})
+    rates = {name: matmul_flops(dtype) for name, dtype in types.items()}
     model_flops = 4 * active_parameters() * tokens_per_step
     return {
         "speedup_vs_plain": round(sides["plain"].step_s / ours.step_s, 3),
@@ -240,7 +242,7 @@ def _report(sides: dict[str, Side], *, final_loss: dict[str, float], threads: in
         "final_loss": {name: round(loss, 5) for name, loss in final_loss.items()},
         "tokens_per_s": round(tokens_per_step / ours.step_s, 1),
         "rows_per_s": round(rows_per_step / ours.step_s, 2),
-        "mfu": round(model_flops / ours.step_s / rates["bfloat16"], 4),
+        "mfu": round(model_flops / ours.step_s / max(rates.values()), 4),
         "share_of_tokens_saved": round(1 - ours.trainer.count.num_tokens / padded.trainer.count.num_tokens, 4),
         "step_s": {name: round(side.step_s, 4) for name, side in sides.items()},
         "cpu": {

@@ -24,9 +24,10 @@ from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError
 from omnifarm.training.checkpoint import save_lane
 from omnifarm.training.lane import Lane
+from omnifarm.training.precision import weights_dtype
 from omnifarm.training.sharded_backbone import open_backbone
 from omnifarm.training.sharding import Turn
-from omnifarm.training.workbench import DTYPES, Workbench
+from omnifarm.training.workbench import Workbench
 
 TIMEOUT_S = 900
 """Seconds after which a process gives the others up."""
@@ -62,7 +63,9 @@ def main(plan: Plan, rank: int) -> None:
     before_bytes = _resting_bytes()
     _forget_peak()
     read_before = _bytes_read()
-    backbone, sharding = open_backbone(plan.backbone, sharding=plan.sharding, dtype=DTYPES[recipe.precision])
+    backbone, sharding = open_backbone(
+        plan.backbone, sharding=plan.sharding, dtype=weights_dtype(recipe.precision, "cpu")
+    )
     read = _bytes_read() - read_before
     loading_bytes = _peak_bytes() - before_bytes
     for group in range(len(plan.lanes)) if plan.num_ranks == 1 else [rank]:

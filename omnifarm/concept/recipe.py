@@ -87,7 +87,8 @@ class TrainingRecipe:
     identifier_init: str = ""
     """Text whose mean embedding starts the identifier's vector; empty: like the others."""
     precision: Precision = "bfloat16"
-    """Number format of the frozen weights; `float8` rounds the layers' products to 8 bits around bfloat16."""
+    """Number format of the frozen weights; `float8` rounds the layers' products to 8 bits around bfloat16. A CPU without
+    products in bfloat16 holds such weights in float32 (see `training.precision`)."""
     held_out_photos: int = 0
     """Photographs kept from training to measure the loss on, with the questions and edits that belong to them."""
     held_out_every: int = 0

@@ -12,8 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from omnifarm.backbone.fp8 import use_fp8, uses_fp8
-from omnifarm.backbone.model import Backbone
+from omnifarm.backbone.fp8 import use_fp8
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
@@ -31,20 +30,9 @@ from omnifarm.training.curves import curve_parquet, loss_curve
 from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
 from omnifarm.training.plan import StepCost, lane_costs
+from omnifarm.training.precision import precision_of, serves, weights_dtype
 from omnifarm.training.sharded_backbone import open_backbone
 from omnifarm.training.sharding import Replicated, Sharding
-
-DTYPES: dict[Precision, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float8": torch.bfloat16,
-}
-"""Type in which the weights are loaded, by the recipe's name for their precision."""
-
-
-def precision_of(model: Backbone) -> Precision:
-    """Return the name of a loaded model's precision."""
-    return "float8" if uses_fp8(model) else "float32" if model.dtype == torch.float32 else "bfloat16"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +102,8 @@ class Workbench:
             ConfigError: Its layout is unknown, does not fit, or needs processes that are not there; or 8-bit products
                 are asked of a shared backbone or of sides they cannot take.
         """
-        loaded, layout = open_backbone(backbone, sharding=sharding, dtype=DTYPES[precision], device=device)
+        dtype = weights_dtype(precision, device)
+        loaded, layout = open_backbone(backbone, sharding=sharding, dtype=dtype, device=device)
         if precision == "float8":
             if not isinstance(layout, Replicated):
                 raise ConfigError("float8 needs the whole backbone in every process; use --sharding replicated")
@@ -156,10 +145,10 @@ class Workbench:
             TrainingError: The checkpoint is damaged or of another identity, or the backbone of another precision.
         """
         model = self._backbone.model
-        if recipe.precision != (found := precision_of(model)):
+        if not serves(model, recipe.precision):
             raise TrainingError(
-                f"the recipe of {spec.name!r} asks for {recipe.precision} weights, the backbone was loaded as {found}; "
-                "train it in a run of its own"
+                f"the recipe of {spec.name!r} asks for {recipe.precision} weights, the backbone was loaded as "
+                f"{precision_of(model)}; train it in a run of its own"
             )
         self._images.get_all(spec)
         learned, held_out = spec, None

@@ -12,7 +12,8 @@ from omnifarm.concept.spec import ConceptSpec
 from omnifarm.farm.submission import inspect_backbone
 from omnifarm.miniature.benchmark import write_concept_folders
 from omnifarm.store.memory import MemoryStore
-from omnifarm.training.workbench import DTYPES, Workbench
+from omnifarm.training.precision import DTYPES
+from omnifarm.training.workbench import Workbench
 
 
 @pytest.fixture(scope="module")

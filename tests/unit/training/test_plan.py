@@ -18,7 +18,8 @@ from omnifarm.errors import ConceptError, ConfigError
 from omnifarm.farm.submission import inspect_backbone
 from omnifarm.miniature.benchmark import write_concept_folders
 from omnifarm.training.plan import lane_costs, predict, step_cost
-from omnifarm.training.workbench import DTYPES, Workbench
+from omnifarm.training.precision import DTYPES, weights_dtype
+from omnifarm.training.workbench import Workbench
 from tests.unit.training.conftest import SPECIAL_IDS
 
 
@@ -85,7 +86,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted(tmp_path: Path, precision
 
 @pytest.mark.slow
 def test_a_prediction_holds_within_a_fifth_of_a_real_run(tmp_path: Path) -> None:
-    """Planned for one concept in a pack, run with two. Computing time is compared: a busy machine distorts it least."""
+    """Computing time is compared: a busy machine distorts it least."""
     torch.set_num_threads(1)
     concepts = tmp_path / "concepts"
     write_concept_folders(concepts, seed=3, num_persons=1, num_pets=1, num_objects=0)
@@ -93,7 +94,7 @@ def test_a_prediction_holds_within_a_fifth_of_a_real_run(tmp_path: Path) -> None
     ratios = []
     for _ in range(3):
         planned = plan_training(
-            str(concepts), backbone="miniature", overrides={"steps": steps}, num_concepts=2, lanes=1,
+            str(concepts), backbone="miniature", overrides={"steps": steps}, num_concepts=2, lanes=2,
             now_s=time.process_time,
         )  # fmt: skip
         ratios.append(_real_seconds(concepts, steps) / planned.prediction.seconds)
@@ -104,7 +105,7 @@ def test_a_prediction_holds_within_a_fifth_of_a_real_run(tmp_path: Path) -> None
 
 def _real_seconds(concepts: Path, steps: int) -> float:
     recipe = inspect_backbone("miniature", overrides={"steps": steps}).recipe
-    workbench = Workbench(load_backbone("miniature", dtype=torch.bfloat16), lanes_per_pack=2)
+    workbench = Workbench(load_backbone("miniature", dtype=weights_dtype("bfloat16", "cpu")), lanes_per_pack=2)
     for _, spec in load_concepts(str(concepts)):
         assert isinstance(spec, ConceptSpec)
         workbench.trainer.add(workbench.lane(spec, recipe=recipe, identity="x"))

@@ -1,0 +1,42 @@
+"""The type in which frozen weights lie: what a recipe asks for, as far as the device has products for it.
+
+Torch multiplies bf16 on a CPU through oneDNN, which wants AVX-512 (or Arm's bf16 instructions). Elsewhere, on most
+laptops, it falls back to plain loops, fifty times slower than float32. There weights of a bf16 recipe are held in
+float32: the same numbers, computed with less rounding.
+"""
+
+import torch
+
+from omnifarm.backbone.fp8 import uses_fp8
+from omnifarm.backbone.model import Backbone
+from omnifarm.concept.recipe import Precision
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float8": torch.bfloat16,
+}
+"""What a recipe's precision names."""
+
+
+def multiplies_bf16(device: torch.device | str) -> bool:
+    """Say whether products in bf16 are no slower on a device than in float32."""
+    return torch.device(device).type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def weights_dtype(precision: str, device: torch.device | str) -> torch.dtype:
+    """Return the type in which a device holds weights of a precision."""
+    if precision == "bfloat16" and not multiplies_bf16(device):
+        return torch.float32
+    return DTYPES[precision]
+
+
+def precision_of(model: Backbone) -> Precision:
+    """Return the name of a loaded model's precision."""
+    return "float8" if uses_fp8(model) else "float32" if model.dtype == torch.float32 else "bfloat16"
+
+
+def serves(model: Backbone, precision: Precision) -> bool:
+    """Say whether a loaded model is what recipes of a precision are learned on."""
+    found = precision_of(model)
+    return found == precision or (precision == "bfloat16" and found == "float32" and not multiplies_bf16(model.device))
