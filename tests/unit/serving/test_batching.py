@@ -18,6 +18,7 @@ from omnifarm.serving.events import Cancelled, Event, Failed, Finished, PartialI
 from omnifarm.serving.requests import Answer, Limits, Picture, Request, Result
 from omnifarm.serving.scheduler import Budget
 from omnifarm.store.memory import MemoryStore
+from omnifarm.training.precision import weights_dtype
 from tests.unit.serving.concepts import EDIT, NAMES, QUICK, STYLE, commit
 
 
@@ -71,7 +72,9 @@ def test_a_result_is_bit_for_bit_the_same_alone_and_among_others_in_any_order(
 
 
 def test_in_bf16_too_the_miniature_gives_the_same_alone_and_among_others() -> None:
-    engine = Engine(load_backbone("miniature", dtype=torch.bfloat16), ConceptRepository(MemoryStore()))
+    engine = Engine(
+        load_backbone("miniature", dtype=weights_dtype("bfloat16", "cpu")), ConceptRepository(MemoryStore())
+    )
     names = ["a girl in a red hat", "a dog", "a blue mug and a cat", "somebody with glasses at the sea, in winter"]
 
     def requests() -> list[Request]:

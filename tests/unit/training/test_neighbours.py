@@ -12,7 +12,7 @@ from omnifarm.concept.spec import ConceptSpec
 from omnifarm.farm.submission import inspect_backbone
 from omnifarm.miniature.benchmark import write_concept_folders
 from omnifarm.store.memory import MemoryStore
-from omnifarm.training.precision import DTYPES
+from omnifarm.training.precision import weights_dtype
 from omnifarm.training.workbench import Workbench
 
 
@@ -27,7 +27,7 @@ def specs(tmp_path_factory: pytest.TempPathFactory) -> list[ConceptSpec]:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_concept_learns_the_same_in_any_company(specs: list[ConceptSpec], precision: Precision) -> None:
     kept = MemoryStore()
-    backbone = load_backbone("miniature", dtype=DTYPES[precision])
+    backbone = load_backbone("miniature", dtype=weights_dtype(precision, "cpu"))
     recipe = inspect_backbone("miniature", overrides={"steps": 3, "precision": precision}).recipe
 
     def learned(order: Sequence[int], *, lanes_per_pack: int) -> dict[str, torch.Tensor]:
