@@ -42,7 +42,9 @@ def test_what_was_edited_is_taken_whole_and_the_rest_is_the_source(source: Pixel
     edited = decoded.copy()
     edited[10:30, 20:40] = 255
     result = kept(edited, source, decoded)
-    assert (result[10:30, 20:40] >= 254).all()
+    assert (result[11:29, 21:39] >= 254).all()
+    # Its corners are mixed with a little of what lies around them.
+    assert (result[10:30, 20:40] >= 240).all()
     far = np.ones(source.shape[:2], dtype=bool)
     far[6:34, 16:44] = False
     assert np.abs(result[far].astype(int) - source[far]).max() <= 1
@@ -62,3 +64,15 @@ def test_the_engine_keeps_pixels_only_when_asked() -> None:
     # The released weights suggest nothing, so an edit is what the official code gives.
     assert drawn.tobytes() == again.tobytes()
     assert faithful.tobytes() != drawn.tobytes()
+
+
+def test_small_differences_are_the_edit_only_where_nearly_everything_changed(source: Pixels, decoded: Pixels) -> None:
+    lighter = decoded + np.uint8(25)
+    assert np.abs(kept(lighter, source, decoded).astype(int) - lighter).max() <= 1
+    # The same beside a patch: the subject that was not asked for, drawn anew a little off.
+    beside = decoded.copy()
+    beside[:, 32:] += 25
+    beside[10:30, 4:20] = 255
+    result = kept(beside, source, decoded)
+    assert (result[12:28, 6:18] >= 254).all()
+    assert np.abs(result[:, 32:].astype(int) - source[:, 32:]).max() <= 1
