@@ -27,6 +27,7 @@ from omnifarm.backbone.fp8 import use_fp8
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.packing import Pack, pack
 from omnifarm.backbone.segments import LatentSegment, Segment, SoftSlot, TextSegment, VitSegment
+from omnifarm.training.precision import weights_dtype
 
 SOFT_ROWS = 33
 STEPS_OF_A_CONCEPT = 2000
@@ -173,9 +174,9 @@ def measure(model: Backbone, packed: Pack, *, lanes: int, repeats: int) -> dict[
     return {"step_s": min(seconds[1:]), "peak_gib": peak}
 
 
-def matmul_rate(device: torch.device, *, size: int) -> float:
-    """Return operations per second of a square bf16 product."""
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+def matmul_rate(device: torch.device, *, dtype: torch.dtype, size: int) -> float:
+    """Return operations per second of a square product."""
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(6):
         synchronise(device)
@@ -197,8 +198,10 @@ def run(*, smoke: bool, lanes: list[int], repeats: int, budget_s: float, compile
     began = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, size = (smoke_config(), 32) if smoke else (released_config(), 512)
-    rate = matmul_rate(device, size=512 if smoke else 8192)
-    model = build_model(config, device, torch.bfloat16)
+    # The smoke mode also runs on CPUs that do not multiply bf16.
+    dtype = weights_dtype("bfloat16", device)
+    rate = matmul_rate(device, dtype=dtype, size=512 if smoke else 8192)
+    model = build_model(config, device, dtype)
     weights = sum(
         p.numel() for name, p in model.language_model.model.layers.named_parameters()
         if p.ndim == 2 and "_moe_gen" not in name
@@ -207,7 +210,7 @@ def run(*, smoke: bool, lanes: list[int], repeats: int, budget_s: float, compile
     heads, key_heads = int(llm.num_attention_heads), int(llm.num_key_value_heads or llm.num_attention_heads)
     kernel, kernel_s = fastest_kernel(
         make_pack(config, lanes=1, share=True, size=size).plan.to(device), num_heads=heads, num_key_heads=key_heads,
-        width=int(llm.hidden_size) // heads, dtype=torch.bfloat16, device=device,
+        width=int(llm.hidden_size) // heads, dtype=dtype, device=device,
         num_layers=int(llm.num_hidden_layers),
         among=GPU_KERNELS if device.type == "cuda" else ("matmul", "fused", "varlen"),
     )  # fmt: skip

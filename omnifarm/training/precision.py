@@ -1,8 +1,8 @@
 """The type in which frozen weights lie: what a recipe asks for, as far as the device has products for it.
 
 Torch multiplies bf16 on a CPU through oneDNN, which wants AVX-512 (or Arm's bf16 instructions). Elsewhere, on most
-laptops, it falls back to plain loops, fifty times slower than float32. There weights of a bf16 recipe are held in
-float32: the same numbers, computed with less rounding.
+laptops, it falls back to plain loops, fifty times slower than float32. There such weights are held in float32: the same
+numbers, computed with less rounding.
 """
 
 import torch
@@ -26,9 +26,8 @@ def multiplies_bf16(device: torch.device | str) -> bool:
 
 def weights_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """Return the type in which a device holds weights of a precision."""
-    if precision == "bfloat16" and not multiplies_bf16(device):
-        return torch.float32
-    return DTYPES[precision]
+    dtype = DTYPES[precision]
+    return torch.float32 if dtype == torch.bfloat16 and not multiplies_bf16(device) else dtype
 
 
 def precision_of(model: Backbone) -> Precision:
