@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from omnifarm.backbone.native import multiplies_bf16
 from omnifarm.backbone.packing import pack
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.concept.datasets.load import load_concepts
@@ -32,7 +33,7 @@ from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
 from omnifarm.training.objective import lane_loss
 from omnifarm.training.plain import OneRowPerCopy, UncachedImages, plain_layer, plain_step
-from omnifarm.training.precision import multiplies_bf16, precision_of, weights_dtype
+from omnifarm.training.precision import precision_of, weights_dtype
 from omnifarm.training.sharding import Replicated
 
 LADDER = {

@@ -1,14 +1,13 @@
 """The type in which frozen weights lie: what a recipe asks for, as far as the device has products for it.
 
-Torch multiplies bf16 on a CPU through oneDNN, which wants AVX-512 (or Arm's bf16 instructions). Elsewhere, on most
-laptops, it falls back to plain loops, fifty times slower than float32. There such weights are held in float32: the same
-numbers, computed with less rounding.
+On a CPU without products in bf16 such weights are held in float32: the same numbers, computed with less rounding.
 """
 
 import torch
 
 from omnifarm.backbone.fp8 import uses_fp8
 from omnifarm.backbone.model import Backbone
+from omnifarm.backbone.native import fast_dtype, multiplies_bf16
 from omnifarm.concept.recipe import Precision
 
 DTYPES: dict[str, torch.dtype] = {
@@ -19,15 +18,10 @@ DTYPES: dict[str, torch.dtype] = {
 """What a recipe's precision names."""
 
 
-def multiplies_bf16(device: torch.device | str) -> bool:
-    """Say whether products in bf16 are no slower on a device than in float32."""
-    return torch.device(device).type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def weights_dtype(precision: str, device: torch.device | str) -> torch.dtype:
     """Return the type in which a device holds weights of a precision."""
     dtype = DTYPES[precision]
-    return torch.float32 if dtype == torch.bfloat16 and not multiplies_bf16(device) else dtype
+    return fast_dtype(device) if dtype == torch.bfloat16 else dtype
 
 
 def precision_of(model: Backbone) -> Precision:

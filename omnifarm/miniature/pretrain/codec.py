@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from omnifarm.backbone.config import AutoencoderConfig
 from omnifarm.backbone.latents import LatentCodec
+from omnifarm.backbone.native import fast_dtype
 from omnifarm.miniature.pretrain import corpus
 from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig, cosine
 from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
@@ -82,7 +83,8 @@ def train_codec(
     torch.manual_seed(config.seed)
     rng = np.random.default_rng(config.seed)
     codec = LatentCodec(AUTOENCODER)
-    module = without_identities(codec.module).to(torch.bfloat16).train()
+    dtype = fast_dtype("cpu")
+    module = without_identities(codec.module).to(dtype).train()
     encoder, decoder = module.get_submodule("encoder"), module.get_submodule("decoder")
     optimizer = MasterOptimizer(module.named_parameters(), config=config.optimizer, adam_only=("conv_in", "conv_out"))
     recorder = Recorder(folder / "codec.jsonl")
@@ -95,10 +97,10 @@ def train_codec(
     start, step, saved = time.monotonic() - spent, 0, time.monotonic()
     while (fraction := (time.monotonic() - start) / config.budget_s) < 1:
         pixels, weight = _batch(rng, pictures, config=config, is_cropped=fraction < config.crop_share)
-        latent = encoder(pixels.bfloat16())[:, : AUTOENCODER.z_channels]
+        latent = encoder(pixels.to(dtype))[:, : AUTOENCODER.z_channels]
         strength = config.noise * min(1.0, step / 300)
         noisy = latent + strength * (torch.rand(len(latent), 1, 1, 1) < 0.5) * torch.randn_like(latent)
-        loss = _loss(decoder(noisy.bfloat16()).float(), pixels, weight)
+        loss = _loss(decoder(noisy.to(dtype)).float(), pixels, weight)
         spread = latent.float().square().mean(dim=(0, 2, 3))
         loss = loss + 0.02 * (spread - 1).square().mean()
         torch.autograd.backward(loss)
@@ -118,7 +120,7 @@ def train_codec(
 def load_codec_state(folder: Path, *, pictures: NDArray[np.uint8]) -> LatentCodec:
     """Return the codec of a training state that may still be in progress."""
     codec = LatentCodec(AUTOENCODER)
-    module = without_identities(codec.module).to(torch.bfloat16)
+    module = without_identities(codec.module).to(fast_dtype("cpu"))
     optimizer = MasterOptimizer(module.named_parameters(), config=OptimizerConfig(), adam_only=("conv_in", "conv_out"))
     optimizer.load_state_dict(load_state(folder / "codec_state.safetensors")[0])
     return finished(optimizer, module, pictures=pictures)

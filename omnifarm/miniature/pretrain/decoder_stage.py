@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from omnifarm.allocator import keep_freed_memory
 from omnifarm.backbone.latents import LatentCodec
+from omnifarm.backbone.native import fast_dtype
 from omnifarm.miniature.pretrain.codec import AUTOENCODER, CodecConfig, draw_pairs, measure, without_identities
 from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, cosine
 from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
@@ -46,7 +47,8 @@ def refine_decoder(
     keep_freed_memory()
     state_path = folder / "decoder_state.safetensors"
     spent = 0.0
-    module = copy.deepcopy(codec.module).to(torch.bfloat16).train()
+    dtype = fast_dtype("cpu")
+    module = copy.deepcopy(codec.module).to(dtype).train()
     encoder = without_identities(copy.deepcopy(module)).get_submodule("encoder")
     decoder = module.get_submodule("decoder").requires_grad_(True)
     optimizer = MasterOptimizer(decoder.named_parameters(), config=config.optimizer, adam_only=("conv_in", "conv_out"))
@@ -67,10 +69,10 @@ def refine_decoder(
         if rng.random() < 0.5:
             pixels, subject = pixels.flip(-1), subject.flip(-1)
         with torch.no_grad():
-            latent = encoder(pixels.bfloat16())[:, : AUTOENCODER.z_channels].float()
+            latent = encoder(pixels.to(dtype))[:, : AUTOENCODER.z_channels].float()
         strength = _LARGEST_NOISE / codec.config.scale_factor * torch.rand(len(latent), 1, 1, 1)
         noisy = latent + (torch.rand_like(strength) < 0.5) * strength * torch.randn_like(latent)
-        loss = _loss(decoder(noisy.bfloat16()).float(), pixels, subject)
+        loss = _loss(decoder(noisy.to(dtype)).float(), pixels, subject)
         torch.autograd.backward(loss)
         norm = optimizer.step(min(1.0, (step + 1) / 50) * cosine(fraction))
         step += 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from omnifarm.backbone.latents import LatentCodec
 from omnifarm.backbone.model import Backbone
+from omnifarm.backbone.native import fast_dtype
 from omnifarm.backbone.positions import grid_position_ids
 from omnifarm.miniature.pretrain.codec import to_pixels, without_identities
 from omnifarm.miniature.pretrain.sequences import VIT_GRID
@@ -42,11 +43,12 @@ def vision_features(model: Backbone, pictures: NDArray[np.uint8]) -> Tensor:
 def latent_features(codec: LatentCodec, pictures: NDArray[np.uint8]) -> Tensor:
     """Return (N, V, 36, 64) bf16 latent tokens at unit scale of pictures (N, V, 96, 96, 3)."""
     flat = pictures.reshape(-1, *pictures.shape[2:])
-    trimmed = without_identities(copy.deepcopy(codec.module).to(torch.bfloat16)).get_submodule("encoder")
+    dtype = fast_dtype("cpu")
+    trimmed = without_identities(copy.deepcopy(codec.module).to(dtype)).get_submodule("encoder")
     parts = []
     for first in range(0, len(flat), _BATCH):
         pixels = to_pixels(torch.from_numpy(flat[first : first + _BATCH].copy()))
-        mean = trimmed(pixels.to(torch.bfloat16)).float()[:, : codec.config.z_channels]
+        mean = trimmed(pixels.to(dtype)).float()[:, : codec.config.z_channels]
         latent = codec.config.scale_factor * (mean - codec.config.shift_factor)
         parts.append(patches_of(latent.float(), patch=codec.latent_patch_size).to(torch.bfloat16))
     features = torch.cat(parts)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from omnifarm.backbone.latents import LatentCodec
 from omnifarm.backbone.model import Backbone
+from omnifarm.backbone.native import fast_dtype
 from omnifarm.backbone.tokenizer import BackboneTokenizer
 from omnifarm.miniature.pretrain.architecture import export, new_backbone, write_configs
 from omnifarm.miniature.pretrain.codec import CodecConfig, load_codec_state, train_codec
@@ -93,7 +94,7 @@ def run_job(config: JobConfig) -> Path:
     if not (out / "features.safetensors").is_file():
         model = new_backbone(weights)
         model.vit_model.load_state_dict(load_file(str(out / "vit.safetensors")))
-        cached(out / "features.safetensors", lambda: vision_features(model.to(torch.bfloat16), pictures))
+        cached(out / "features.safetensors", lambda: vision_features(model.to(fast_dtype("cpu")), pictures))
     _in_processes(config, _main_process, done=out / "main.done")
     _in_processes(config, _drawing_process, done=out / "drawing.done")
     if not (out / "ae.safetensors").is_file():
@@ -160,7 +161,7 @@ def _join(rank: int, config: JobConfig, address: str) -> tuple[Backbone, Sampler
 def _main_process(rank: int, config: JobConfig, address: str) -> None:
     model, sampler = _join(rank, config, address)
     MainTrainer(
-        model.to(device=config.device, dtype=torch.bfloat16),
+        model.to(device=config.device, dtype=fast_dtype(config.device)),
         sampler=sampler,
         special_ids=model.require_special_ids(),
         folder=config.out,
@@ -175,8 +176,8 @@ def _drawing_process(rank: int, config: JobConfig, address: str) -> None:
     soft = SoftTable(sampler.writer.rows, width=model.config.hidden_size, seed=0)
     load_masters(config.out / "main_state.safetensors", model, soft=soft)
     DrawingTrainer(
-        model.to(device=config.device, dtype=torch.bfloat16),
-        soft=soft.to(device=config.device, dtype=torch.bfloat16),
+        model.to(device=config.device, dtype=fast_dtype(config.device)),
+        soft=soft.to(device=config.device, dtype=fast_dtype(config.device)),
         sampler=sampler,
         folder=config.out,
         config=DrawingConfig(budget_s=SHARES["drawing"] * config.budget_s, compiled=config.compiled),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from omnifarm.backbone.native import fast_dtype
 from omnifarm.miniature.identity import group_of
 from omnifarm.miniature.judge import (
     FILE,
@@ -82,7 +83,8 @@ def train_judge(folder: Path, *, config: JudgeConfig, pictures: NDArray[np.uint8
     network = JudgeNetwork()
     with torch.no_grad():
         network.pools.normal_(0, 144**-0.5)
-    network = network.to(torch.bfloat16)
+    dtype = fast_dtype("cpu")
+    network = network.to(dtype)
     named = list(network.named_parameters())
     optimizer = MasterOptimizer(named, config=config.optimizer, adam_only=("stem.0", "pools", "scene", "slots"))
     recorder, path, spent = Recorder(folder / "judge.jsonl"), folder / "judge_state.safetensors", 0.0
@@ -101,7 +103,7 @@ def train_judge(folder: Path, *, config: JudgeConfig, pictures: NDArray[np.uint8
         if step % 3 == 0:
             pixels = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         chosen = (torch.from_numpy(rows), torch.from_numpy(views))
-        scene, slots = network((pixels + noise).to(torch.bfloat16))
+        scene, slots = network((pixels + noise).to(dtype))
         loss = _loss(scene, slots, labels, chosen)
         torch.autograd.backward(loss)
         norm = optimizer.step(min(1.0, (step + 1) / 50) * cosine(fraction))

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from omnifarm.backbone import native
+from omnifarm.backbone.native import multiplies_bf16
 from omnifarm.backbone.weights import load_backbone
 from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.recipe import TrainingRecipe
@@ -12,13 +14,18 @@ from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import TrainingError
 from omnifarm.miniature.benchmark import write_concept_folders
 from omnifarm.training import precision
-from omnifarm.training.precision import multiplies_bf16, serves, weights_dtype
+from omnifarm.training.precision import serves, weights_dtype
 from omnifarm.training.workbench import Workbench
+
+
+def multiplies(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+    for module in (native, precision):
+        monkeypatch.setattr(module, "multiplies_bf16", lambda device: answer)
 
 
 def test_bf16_weights_stay_bf16_where_the_device_multiplies_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert weights_dtype("bfloat16", "cuda") == torch.bfloat16
-    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: True)
+    multiplies(monkeypatch, True)
     assert weights_dtype("bfloat16", "cpu") == torch.bfloat16
     assert not serves(load_backbone("miniature").model, "bfloat16")
 
@@ -26,7 +33,7 @@ def test_bf16_weights_stay_bf16_where_the_device_multiplies_them(monkeypatch: py
 def test_a_cpu_without_bf16_products_learns_a_bf16_recipe_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
+    multiplies(monkeypatch, False)
     write_concept_folders(tmp_path, seed=3, num_persons=1, num_pets=0, num_objects=0)
     [(_, spec)] = load_concepts(str(tmp_path))
     assert isinstance(spec, ConceptSpec)
