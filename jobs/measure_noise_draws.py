@@ -28,6 +28,7 @@ from omnifarm.miniature.benchmark import write_concept_folders
 from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
 from omnifarm.training.objective import lane_loss
+from omnifarm.training.precision import weights_dtype
 from omnifarm.training.sharding import Replicated
 from omnifarm.training.step import pack_lanes
 
@@ -56,7 +57,7 @@ def main() -> None:
 
 def measure(specs: list[ConceptSpec], *, noise_draws: int, budget_s: float, points: int) -> list[dict[str, float]]:
     """Learn with one setting; return held-out losses along the way."""
-    backbone = load_backbone("miniature", dtype=torch.bfloat16)
+    backbone = load_backbone("miniature", dtype=weights_dtype("bfloat16", "cpu"))
     images = PreparedImages(backbone)
     usual = {**backbone.config.defaults.get("recipe", {}), "decay_from": 1.0, "steps": 100_000}
     recipe = TrainingRecipe.from_json({**usual, "noise_draws": noise_draws})

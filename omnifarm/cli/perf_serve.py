@@ -29,7 +29,7 @@ from omnifarm.errors import ConfigError, ServingError
 from omnifarm.serving.engine import Capacity, Engine
 from omnifarm.serving.requests import Answer, Request, Result
 from omnifarm.store.local import LocalStore
-from omnifarm.training.precision import weights_dtype
+from omnifarm.training.precision import precision_of, weights_dtype
 
 CONCURRENCIES = (1, 8, 32)
 """Requests under way at once, each over its own concept."""
@@ -65,6 +65,8 @@ class ServePlan:
     """A running server's address, for the overhead of HTTP; empty leaves that out."""
 
     def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise ConfigError(f"expected a precision of float32 or bfloat16, found {self.precision!r}")
         least = max(CONCURRENCIES) * (self.resident_rounds + 1)
         if self.residents < least:
             raise ConfigError(f"expected at least {least} residents, other ones in every turn, found {self.residents}")
@@ -89,7 +91,8 @@ def measure_serve(plan: ServePlan) -> dict[str, Any]:
     loaded = load_backbone(plan.backbone, dtype=weights_dtype(plan.precision, "cpu"))
     with tempfile.TemporaryDirectory() as folder:
         bench = _Bench(loaded, plan=plan, folder=Path(folder))
-        report: dict[str, Any] = {"precision": plan.precision, "threads": plan.threads, "steps": plan.steps}
+        precision = precision_of(loaded.model)
+        report: dict[str, Any] = {"precision": precision, "threads": plan.threads, "steps": plan.steps}
         report["compiled"] = plan.compiled
         people.print("comparing results of both sides")
         bench.check()
@@ -119,6 +122,7 @@ class _Bench:
 
     def __init__(self, loaded: LoadedBackbone, *, plan: ServePlan, folder: Path) -> None:
         self._loaded, self._plan = loaded, plan
+        self._is_exact = precision_of(loaded.model) == "float32"
         self._repository = ConceptRepository(LocalStore(Path(folder)))
         self._concepts = {f"c{index}": _random_concept(loaded, index) for index in range(max(CONCURRENCIES))}
         for name, concept in self._concepts.items():
@@ -138,10 +142,10 @@ class _Bench:
             if isinstance(ours, Answer):
                 assert isinstance(theirs, int)
                 # In bf16 near ties may fall either way; the number of passes is what must be equal.
-                is_same = ours.num_tokens == theirs or self._plan.precision != "float32"
+                is_same = ours.num_tokens == theirs or not self._is_exact
             else:
                 assert isinstance(theirs, Image.Image)
-                is_same = distance(ours.image, theirs) < (1.0 if self._plan.precision == "float32" else 12.0)
+                is_same = distance(ours.image, theirs) < (1.0 if self._is_exact else 12.0)
             if not is_same:
                 raise ServingError(f"the two sides disagree about {kind}: measuring them would mean nothing")
 

@@ -41,7 +41,7 @@ LADDER = {
     "caching": "pictures encoded once",
     "padding": "samples packed instead of padded",
     "sharing": "equal prefixes computed once",
-    "precision": "bf16 weights",
+    "precision": "bf16 weights, where the machine multiplies them",
     "compile": "compiled between attentions",
     "lanes": "all concepts in one pack: ours",
 }

@@ -197,15 +197,20 @@ def test_what_it_remembers_is_asked_and_what_is_erased_is_told(
     assert len(studio.services.spaces.of("").shelf.list()) == before, "what was uploaded for it is gone, all 41 files"
 
 
-def test_stopping_a_training_keeps_nothing(studio: Studio, opened: Callable[..., Page]) -> None:
-    page = opened(f"{studio.url}/studio/#/teach")
+def start_and_stop(page: Page, name: str) -> None:
+    """Let an invented person be taught, and stop the training once it is seen to run."""
     page.get_by_role("button", name="A person").click()
     expect(page.get_by_text("Ready: 10 photos, 3 facts.")).to_be_visible()
-    page.get_by_label("Name", exact=True).fill("nobody")
+    page.get_by_label("Name", exact=True).fill(name)
     page.get_by_role("button", name="Start teaching").click()
-    learning = page.get_by_role("region", name="Learning <nobody>")
+    learning = page.get_by_role("region", name=f"Learning <{name}>")
     learning.get_by_role("button", name="Stop").click()
     expect(learning).to_contain_text("Stopped")
+
+
+def test_stopping_a_training_keeps_nothing(studio: Studio, opened: Callable[..., Page]) -> None:
+    page = opened(f"{studio.url}/studio/#/teach")
+    start_and_stop(page, "nobody")
     with studio.http() as client:
         assert client.get("/studio/api/concepts/nobody").status_code == 404
 
@@ -226,13 +231,7 @@ def test_a_request_refused_for_haste_is_sent_again(studio: Studio, opened: Calla
         route.fulfill(status=429, headers={"Retry-After": "1"}, json=body)
 
     page.route("**/v1/fine_tuning/jobs", refuse_once)
-    page.get_by_role("button", name="A person").click()
-    expect(page.get_by_text("Ready: 10 photos, 3 facts.")).to_be_visible()
-    page.get_by_label("Name", exact=True).fill("hasty")
-    page.get_by_role("button", name="Start teaching").click()
-    learning = page.get_by_role("region", name="Learning <hasty>")
-    learning.get_by_role("button", name="Stop").click()
-    expect(learning).to_contain_text("Stopped")
+    start_and_stop(page, "hasty")
     assert len(refused) == 1
 
 
