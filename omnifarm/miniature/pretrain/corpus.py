@@ -25,7 +25,9 @@ NAME = "<x>"
 FIRST, SECOND, BOTH, OTHER, FIRST_GONE, BOTH_GONE = range(6)
 """Views: A alone, A alone again, A and B, B alone, FIRST without A, BOTH without A."""
 EDITED = (6, 7, 8, 9)
-"""Views: SECOND after each of the group's edits."""
+"""Views: after each of the group's edits."""
+EDIT_SOURCES = (SECOND, SECOND, BOTH, BOTH)
+"""Which view each edit starts from: with somebody beside A, only the name says who is to change."""
 NUM_VIEWS = 10
 
 
@@ -38,7 +40,7 @@ class Group:
         second: B, half of the time of A's own class.
         facts: What is known about A.
         scenes: One per view.
-        edits: The edits that lead from view `SECOND` to the views of `EDITED`.
+        edits: The edits that lead from the views of `EDIT_SOURCES` to those of `EDITED`.
     """
 
     first: Identity
@@ -63,12 +65,14 @@ def make_group(seed: int, index: int, split: Split = "train") -> Group:
     edits = [sample_edit(rng, alone[1], 0, NAME, operation=rng.choice(OPERATIONS if split == "train" else held_out))]
     gone = removal(alone[0], 0, NAME).target
     where = both.index_of(first)
-    both_gone = both.without(0 if where is None else where)
+    assert where is not None
+    both_gone = both.without(where)
     facts = sample_facts(rng)
-    for _ in EDITED[1:]:
+    for view in EDIT_SOURCES[1:]:
         # Subjects change in more ways than surroundings do, so those edits need more examples.
         operation = rng.choices(OPERATIONS, (1, 0 if split == "heldout" else 4, 3, 1, 1))[0]
-        edits.append(sample_edit(rng, alone[1], 0, NAME, operation=operation))
+        source, index_of_first = (both, where) if view == BOTH else (alone[1], 0)
+        edits.append(sample_edit(rng, source, index_of_first, NAME, operation=operation))
     scenes = (alone[0], alone[1], both, other, gone, both_gone, *(edit.target for edit in edits))
     return Group(first=first, second=second, facts=facts, scenes=scenes, edits=tuple(edits))
 

@@ -264,8 +264,8 @@ class Sampler:
             return corpus.BOTH, corpus.BOTH_GONE, removing
         if kind < 0.31 and group.second.noun == group.first.noun:
             return corpus.OTHER, corpus.OTHER, removing
-        view, edit = self.rng.choice(list(zip(corpus.EDITED, group.edits, strict=True)))
-        return corpus.SECOND, view, edit.instruction
+        source, view, edit = self.rng.choice(list(zip(corpus.EDIT_SOURCES, corpus.EDITED, group.edits, strict=True)))
+        return source, view, edit.instruction
 
 
 def clean(latent: Tensor) -> Segment:
