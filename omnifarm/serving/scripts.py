@@ -75,8 +75,7 @@ class Scripts:
         )
 
         def hear(ids: list[int]) -> None:
-            if len(ids) == 1:
-                watch.mark("first_token_s")
+            watch.mark("first_token_s")
             stream.feed(ids)
 
         with watch.phase("prefill_s"):
@@ -98,9 +97,9 @@ class Scripts:
         return Answer(
             text=text,
             concepts=request.concepts,
-            num_tokens=len(ids),
+            num_tokens=len(ids) - 1,
             num_prompt_tokens=context.kv_len,
-            is_complete=len(ids) < request.max_tokens,
+            is_complete=len(ids) - 1 < request.max_tokens,
             thought=thought,
             timings=watch.timings(),
         )
@@ -307,8 +306,8 @@ class Scripts:
         )
 
 
-MAX_THOUGHT = 1000
-"""Tokens of a thought before drawing, as the official code allows."""
+MAX_THOUGHT = 999
+"""Tokens of a thought before drawing: the official code allows 1000, the start token counted."""
 
 
 def _shared(segment: TextSegment, opening: TextSegment) -> int:

@@ -24,8 +24,8 @@ class Stopwatch:
             self._phases[name] = self._phases.get(name, 0.0) + self._clock.monotonic_s() - started_s
 
     def mark(self, name: str) -> None:
-        """Note under `name` the time since the beginning."""
-        self._phases[name] = self._clock.monotonic_s() - self._started_s
+        """Note under `name` the time since the beginning; only the first time counts."""
+        self._phases.setdefault(name, self._clock.monotonic_s() - self._started_s)
 
     def timings(self) -> dict[str, float]:
         """Return every phase so far, and `total_s`."""

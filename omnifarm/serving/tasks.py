@@ -97,40 +97,45 @@ class WriteTask:
         ids = model.require_special_ids()
         self._work = work
         self._end_id = ids.im_end
+        # The start token's row and those of all tokens but the last: the last one is never fed.
         self._new = pool.take(work.max_tokens)
         self._rows = torch.cat((work.context.rows, self._new.index))
-        self._fed: list[int] = []
-        self.current = ids.im_start
-        """The token to be fed next."""
+        self._ids = [ids.im_start]
         self.pieces = (1,)
         """One token a step."""
 
     @property
+    def current(self) -> int:
+        """The token to be fed next."""
+        return self._ids[-1]
+
+    @property
     def position(self) -> int:
         """Rotary position of the token to be fed next."""
-        return self._work.context.rope + len(self._fed)
+        return self._work.context.rope + len(self._ids) - 1
 
     @property
     def visible(self) -> Tensor:
         """Rows the token sees, its own last."""
-        return self._rows[: self._work.context.kv_len + len(self._fed) + 1]
+        return self._rows[: self._work.context.kv_len + len(self._ids)]
 
     def advance(self, logits_V: Tensor) -> list[int] | None:
-        """Choose the next token; return the ids fed when the text has ended.
+        """Choose the next token; return the start token and what was written when the text has ended.
 
         Args:
             logits_V: (V,) float32 after the token that was fed.
         """
-        self._fed.append(self.current)
         if self._work.temperature is None:
-            self.current = int(logits_V.argmax())
+            token = int(logits_V.argmax())
         else:
             weights = torch.softmax(logits_V / self._work.temperature, dim=-1).cpu()
-            self.current = int(torch.multinomial(weights, 1, generator=self._work.generator))
-        is_done = self.current == self._end_id or len(self._fed) == self._work.max_tokens
+            token = int(torch.multinomial(weights, 1, generator=self._work.generator))
+        has_ended = token == self._end_id
+        if not has_ended:
+            self._ids.append(token)
         if self._work.on_tokens is not None:
-            self._work.on_tokens(list(self._fed))
-        return self._fed if is_done else None
+            self._work.on_tokens(list(self._ids))
+        return self._ids if has_ended or len(self._ids) > self._work.max_tokens else None
 
 
 class DrawTask:

@@ -39,18 +39,22 @@ class Read:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Write:
-    """Let the model write; gives the ids fed, start token first, as a list. The context stays as it was."""
+    """Let the model write; gives the start token and what was written, as a list of ids. The context stays as it was.
+
+    The end token is not part of it, so that a text has ended by itself when it holds fewer tokens than it may. The
+    official code counts the start token and loses the last prediction at its limit: its limit is `max_tokens` + 1.
+    """
 
     context: PooledContext
     """What has been read."""
     max_tokens: int
-    """Tokens fed at most, the start token included; at least 1."""
+    """Tokens written at most; at least 1."""
     temperature: float | None = None
     """None for the likeliest token, else above 0."""
     generator: torch.Generator | None = None
     """CPU generator for draws."""
     on_tokens: Callable[[list[int]], None] | None = None
-    """Told all ids fed so far, after every token."""
+    """Told start token and all that is written so far, after every pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

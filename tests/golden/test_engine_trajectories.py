@@ -54,7 +54,8 @@ def script(golden: Golden, group: Group) -> Generator[list[Work], list[Any], Non
             without_text, text = main, interleaver.text(item)
             main, without_image = yield [Read(context=one, segments=[text]) for one in (main, without_image)]
     if group.params.get("think"):
-        (ids,) = yield [Write(context=main, max_tokens=int(group.param("max_think_token_n")))]
+        # The recorded limit counts the start token.
+        (ids,) = yield [Write(context=main, max_tokens=int(group.param("max_think_token_n")) - 1)]
         thought = golden.tokenizer.decode_generated(ids)
         group.fact("thought", thought)
         (main,) = yield [Read(context=main, segments=[interleaver.text(thought)])]

@@ -13,8 +13,9 @@ from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import ArtifactError, RequestError, UnknownConceptError
 from omnifarm.seeding import generator
 from omnifarm.serving.engine import Engine
+from omnifarm.serving.events import TextPiece
 from omnifarm.serving.replay import ReplayStyle
-from omnifarm.serving.requests import Limits
+from omnifarm.serving.requests import Answer, Limits
 from omnifarm.store.memory import MemoryStore
 from tests.unit.serving.concepts import EDIT, QUICK, commit
 
@@ -200,6 +201,33 @@ def test_sampling_an_answer_depends_on_the_seed_alone(engine: Engine) -> None:
     others = {engine.ask("Who?", max_tokens=12, temperature=2.0, seed=seed).text for seed in range(4, 8)}
     assert first == again
     assert others - {first}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 9])
+def test_a_limit_counts_what_is_written_and_the_text_is_the_backbones_own(
+    engine: Engine, loaded: LoadedBackbone, limit: int
+) -> None:
+    answer = engine.ask("Who?", max_tokens=limit)
+    plain = Interleaver(loaded)
+    # The official limit counts the start token.
+    assert answer.text == plain.understand(["Who?"], max_tokens=limit + 1).strip()
+    assert answer.text
+    assert (answer.num_tokens, answer.is_complete) == (limit, False)
+
+
+def test_the_first_token_is_timed_when_it_is_there(engine: Engine, clock: ManualClock) -> None:
+    told_s: list[float] = []
+    ticket = engine.submit(
+        engine.door.ask("Who?", max_tokens=9),
+        lambda event: told_s.append(clock.monotonic_s()) if isinstance(event, TextPiece) else None,
+    )
+    started_s = clock.monotonic_s()
+    while engine.step():
+        clock.advance_s(1)
+    answer = ticket.result(0)
+    assert isinstance(answer, Answer)
+    assert answer.timings["first_token_s"] == told_s[0] - started_s
+    assert told_s[-1] > told_s[0]
 
 
 def test_timings_add_up(loaded: LoadedBackbone, repository: ConceptRepository, photo: Image.Image) -> None:
