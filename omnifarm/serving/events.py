@@ -22,6 +22,14 @@ class TextPiece:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ThoughtPiece:
+    """A piece of what is thought before an answer or a drawing; the pieces joined are the result's thought."""
+
+    text: str
+    """At least one character."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PartialImage:
     """What a picture will about look like: decoded from the clean latents the current step points to."""
 
@@ -56,7 +64,7 @@ class Cancelled:
     """The request was cancelled by its owner."""
 
 
-Event = TextPiece | PartialImage | Finished | Failed | Cancelled
+Event = TextPiece | ThoughtPiece | PartialImage | Finished | Failed | Cancelled
 """Exactly one of the last three ends a request."""
 
 Listener = Callable[[Event], None]

@@ -51,7 +51,8 @@ class Footprint:
         replay = self._replay(words, residents, mode=request.replay)
         # What replay composes is at most the request and, for every concept, what was written about it.
         text = self.text(words) + (len(residents) * self._style.max_tokens if replay else 0)
-        think = self._think("generation") + 2 * MAX_THOUGHT + _FRAME if request.think else 0
+        # What says nothing but how to think has rows of its own; a thought is written and read again.
+        think = 2 * self._think("generation") + 2 * MAX_THOUGHT + _FRAME if request.think else 0
         if isinstance(request, GenerateRequest):
             size, contexts = request.size, known + think + text
         else:

@@ -2,9 +2,9 @@
 
     ask       [system prompts] [think] [pictures, ViT] [question]                                     -> text
     generate  [system prompts] [think] [prompt] [thought]                                             -> picture
-              text guidance against: nothing
+              text guidance against: [think]
     edit      [system prompts] [think] [sources, latents and ViT each] [instruction] [thought]        -> picture
-              text guidance against: the sources alone
+              text guidance against: [think] [sources]
               image guidance against: system prompts, think and instruction
 
 The layouts are those of training. Replay comes first and runs on contexts of its own. A script holds no tensor of
@@ -28,14 +28,14 @@ from omnifarm.clock import Clock
 from omnifarm.concept.prompts import system_prompt, user_text
 from omnifarm.concept.soft_tokens import SoftTokenLayout
 from omnifarm.seeding import generator
-from omnifarm.serving.events import Event, PartialImage, TextPiece
+from omnifarm.serving.events import Event, PartialImage
 from omnifarm.serving.keeping import keep_unchanged
 from omnifarm.serving.prefixes import content_digest, digest
 from omnifarm.serving.replay import ReplayMode, ReplayStyle, ReplayTrace, conversation, untouched
 from omnifarm.serving.requests import Answer, AskRequest, EditRequest, GenerateRequest, Picture
 from omnifarm.serving.resident import Resident
 from omnifarm.serving.stopwatch import Stopwatch
-from omnifarm.serving.streaming import TextStream
+from omnifarm.serving.streaming import TextStream, ThoughtStream
 from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Latents, Read, Script, Write
 
 LEAST_SHARED = 16
@@ -71,7 +71,7 @@ class Scripts:
             decode=self._tokenizer.decode_generated,
             spoken=spoken,
             think=request.think,
-            tell=lambda text: tell(TextPiece(text=text)),
+            tell=tell,
         )
 
         def hear(ids: list[int]) -> None:
@@ -112,10 +112,13 @@ class Scripts:
             traces = yield from self._replay(request.prompt, residents, mode=request.replay)
         prompt = traces[-1].prompt
         with watch.phase("prefill_s"):
-            known = yield from self._known(residents, think="generation" if request.think else None)
-            (main,) = yield [Read(context=known, segments=[self.say(prompt, residents)])]
-            main, thought = yield from self._think(main, request)
-            guidance = Guidance(main=main, without_text=NOTHING, without_image=main)
+            think = "generation" if request.think else None
+            unsaid = yield from self._known([], think=think)
+            known = yield from self._known(residents, think=think)
+            (said,) = yield [Read(context=known, segments=[self.say(prompt, residents)])]
+            main, thought = yield from self._think(said, request, tell=tell)
+            # What guidance steers away from never knows the thought.
+            guidance = Guidance(main=main, without_text=unsaid, without_image=said)
         picture: Picture = yield from self._draw(
             request, guidance, size=request.size, traces=traces, thought=thought, tell=tell, watch=watch
         )
@@ -135,17 +138,19 @@ class Scripts:
             shown: list[Segment] = []
             for source, latents in zip(sources, encoded, strict=True):
                 shown += [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self.show(source)]
-            known = yield from self._known(residents, think="generation" if request.think else None)
+            think = "generation" if request.think else None
+            unsaid = yield from self._known([], think=think)
+            known = yield from self._known(residents, think=think)
             options = request.options
             reads = [Read(context=known, segments=[*shown, text])]
             if options.cfg_text_scale > 1:
-                reads.append(Read(context=NOTHING, segments=shown))
+                reads.append(Read(context=unsaid, segments=shown))
                 if options.cfg_img_scale > 1:
                     reads.append(Read(context=known, segments=[text]))
             # A branch whose guidance is off is never looked at; any context will do for it.
             main, *others = yield reads
             without_text, without_image = [*others, main, main][:2]
-            main, thought = yield from self._think(main, request)
+            main, thought = yield from self._think(main, request, tell=tell)
             guidance = Guidance(main=main, without_text=without_text, without_image=without_image)
         size = (sources[-1].height, sources[-1].width)
         picture: Picture = yield from self._draw(
@@ -243,12 +248,13 @@ class Scripts:
                 written = self._tokenizer.decode_generated(ids)
         return tuple(traces)
 
-    def _think(self, main: PooledContext, request: GenerateRequest | EditRequest) -> Moves:
+    def _think(self, main: PooledContext, request: GenerateRequest | EditRequest, *, tell: Tell) -> Moves:
         """Have the model think behind `main`; the decoded words are read again, as the official code does."""
         if not request.think:
             return main, None
-        (ids,) = yield [Write(context=main, max_tokens=MAX_THOUGHT)]
-        thought = self._tokenizer.decode_generated(ids)
+        stream = ThoughtStream(decode=self._tokenizer.decode_generated, tell=tell)
+        (ids,) = yield [Write(context=main, max_tokens=MAX_THOUGHT, on_tokens=stream.feed)]
+        thought = stream.finish(ids)
         (main,) = yield [Read(context=main, segments=[TextSegment(ids=tuple(self._tokenizer.encode_user(thought)))])]
         return main, thought
 

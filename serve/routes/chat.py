@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from PIL.Image import Image
 
 from omnifarm.errors import RequestError
-from omnifarm.serving.events import Failed, Finished, TextPiece
+from omnifarm.serving.events import Failed, Finished, TextPiece, ThoughtPiece
 from omnifarm.serving.requests import Answer
 from omnifarm.tenancy import Caller
 from serve.bodies import openapi_json, read_json
@@ -114,6 +114,8 @@ async def _pieces(
                     yield sse(chunk(**named, delta={"role": "assistant", "content": ""}))
                 if isinstance(event, TextPiece):
                     yield sse(chunk(**named, delta={"content": event.text}))
+                elif isinstance(event, ThoughtPiece):
+                    yield sse(chunk(**named, delta={"reasoning_content": event.text}))
                 elif isinstance(event, Finished):
                     answer = event.result
                     assert isinstance(answer, Answer)
