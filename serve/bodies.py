@@ -4,7 +4,6 @@ Files and other values are told apart here: a form's files come back as `Upload`
 else must match the schema.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -17,6 +16,7 @@ from starlette.types import Message
 
 from omnifarm.errors import RequestError
 from serve.errors import TooLargeError, UnsupportedMediaError, explain
+from serve.json_text import parse_object, require_unicode
 
 Body = TypeVar("Body", bound=BaseModel)
 JSON = "application/json"
@@ -50,13 +50,7 @@ async def read_json(request: Request, schema: type[Body], *, max_bytes: int) -> 
     """
     _require_kind(request, JSON)
     raw = await _read_capped(request, max_bytes=max_bytes)
-    try:
-        values = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise RequestError("expected a JSON object as body, found something that does not parse") from None
-    if not isinstance(values, dict):
-        raise RequestError(f"expected a JSON object as body, found a {type(values).__name__}")
-    return checked(schema, values)
+    return checked(schema, parse_object(raw, expected="a JSON object as body"))
 
 
 async def read_form(
@@ -99,6 +93,8 @@ async def read_form(
     except (MultiPartException, HTTPException) as error:
         reason = error.detail if isinstance(error, HTTPException) else error
         raise RequestError(f"expected a form this server can read, found another: {reason}") from None
+    # A form may name a charset of its own, such as UTF-7.
+    require_unicode(values)
     return checked(schema, values), files
 
 

@@ -7,7 +7,6 @@ The folder is a copy: files may be deleted after the job was created.
 """
 
 import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -19,6 +18,7 @@ from omnifarm.store.base import Store
 from omnifarm.tenancy import TenantLimits
 from serve.copies import erase_copy, folder_of
 from serve.errors import MissingError
+from serve.json_text import parse_object
 from serve.shelf import Shelf
 
 MAX_DOCUMENT_BYTES = 2**20
@@ -81,15 +81,9 @@ def parse_document(data: bytes) -> dict[str, Any]:
     """Return the JSON object in an uploaded concept document.
 
     Raises:
-        RequestError: It is no JSON object.
+        RequestError: It is no JSON object, or holds text that is not Unicode.
     """
-    try:
-        values = json.loads(data)
-    except (ValueError, RecursionError):
-        raise RequestError("expected a concept document (a JSON object), found something else", field="file") from None
-    if not isinstance(values, dict):
-        raise RequestError(f"expected a concept document (a JSON object), found {type(values).__name__}", field="file")
-    return values
+    return parse_object(data, expected="a concept document (a JSON object)", field="file")
 
 
 def write_concept(

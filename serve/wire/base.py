@@ -10,6 +10,11 @@ from serve.errors import MissingError
 
 MODEL = "bagel"
 """Name of the backbone to clients; a concept on it is `bagel:<maeve>`."""
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16, description="The client's own notes: up to 16, names of 64 and texts of 512 characters."),
+]
+"""OpenAI's bounds of what a client may note on anything."""
 CONCEPTS = "Learned concepts, with or without angle brackets. Left out: the model's, else every <name> in the text."
 
 _MODEL = re.compile(rf"{MODEL}(?::<?([A-Za-z0-9][A-Za-z0-9_-]{{0,63}})>?)?")
@@ -17,9 +22,9 @@ _NAME = re.compile(r"<?([A-Za-z0-9][A-Za-z0-9_-]{0,63})>?")
 
 
 class RequestBody(BaseModel):
-    """A body in which unknown fields are mistakes."""
+    """A body in which unknown fields are mistakes, and so are numbers without an end (`1e999`)."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class ModelBody(RequestBody):

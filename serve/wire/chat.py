@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from omnifarm.errors import RequestError
 from omnifarm.serving.requests import Answer
-from serve.wire.base import ModelBody, RequestBody
+from serve.wire.base import Metadata, ModelBody, RequestBody
 
 Role = Literal["system", "developer", "user", "assistant"]
 
@@ -83,7 +83,7 @@ class ChatBody(ModelBody):
     logprobs: Literal[False] | None = None
     store: Literal[False] | None = None
     response_format: TextFormat | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
 
     def question(self) -> str:
         """What the model is asked: the last turn, after the earlier ones if there are any.

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from omnifarm.concept.artifact import ArtifactManifest
 from serve.shelf import StoredFile
 from serve.tuning import Job, JobStatus
-from serve.wire.base import MODEL, RequestBody
+from serve.wire.base import MODEL, Metadata, RequestBody
 
 MAX_BATCH_SIZE = 64
 """Samples a step that a tenant may ask for: they lie in memory together, beside those of other tenants' jobs."""
@@ -87,7 +87,7 @@ class JobBody(RequestBody):
     suffix: Annotated[str, Field(min_length=1, max_length=66, description="The concept's name.", examples=["maeve"])]
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
     seed: Annotated[int | None, Field(ge=0, lt=2**31)] = None
-    metadata: Annotated[dict[str, str] | None, Field(max_length=16)] = None
+    metadata: Metadata | None = None
     validation_file: None = None
 
 

@@ -95,11 +95,51 @@ def test_what_is_wrong_is_422_and_says_so(http: httpx.Client, path: str, body: d
 
 
 def test_a_body_that_does_not_parse_is_422(http: httpx.Client) -> None:
-    for raw in (b"{", b"[]", b"\xff\xfe", b"[" * 5000, b'{"messages": NaN}'):
+    for raw in (b"{", b"[]", b"\xff\xfe", b"[" * 5000, b'{"messages": NaN}', b'{"messages": [], "temperature": 1e999}'):
         error_of(http.post(CHAT, content=raw, headers={"Content-Type": "application/json"}), 422)
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
     for raw in (b"", b"--x", b"--x\r\nContent-Disposition: form-data\r\n\r\n--x--"):
         error_of(http.post(EDIT, content=raw, headers=broken), 422)
+
+
+HALF = "\ud800"
+"""One half of a surrogate pair: JSON can name it, no text can hold it."""
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": HALF}]}),
+        (CHAT, chat(HALF)),
+        (CHAT, chat(metadata={"note": HALF})),
+        (CHAT, chat(**{HALF: 1})),
+        (DRAW, {"prompt": HALF}),
+        ("/v1/fine_tuning/jobs", {"model": "bagel", "training_file": "file", "suffix": "a", "metadata": {"a": HALF}}),
+    ],
+    ids=["content", "part", "metadata", "name", "prompt", "job"],
+)
+def test_text_that_is_not_unicode_is_422(http: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    raw = json.dumps(body).encode()
+    reply = http.post(path, content=raw, headers={"Content-Type": "application/json"})
+    assert "surrogate" in error_of(reply, 422)["message"]
+
+
+def test_forms_and_documents_hold_unicode_too(http: httpx.Client) -> None:
+    # UTF-7, which a form may ask for, spells half a pair as plain ASCII.
+    head = "Content-Disposition: form-data; name="
+    parts = [f'{head}"prompt"\r\n\r\n+2AA-', f'{head}"image"; filename="a"\r\n\r\nx']
+    form = "".join(f"--x\r\n{part}\r\n" for part in parts) + "--x--"
+    kind = {"Content-Type": "multipart/form-data; charset=utf-7; boundary=x"}
+    assert "surrogate" in error_of(http.post(EDIT, content=form, headers=kind), 422)["message"]
+    document = ("c.json", json.dumps({"class": HALF}).encode(), "application/json")
+    reply = http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": document})
+    assert "surrogate" in error_of(reply, 422)["message"]
+
+
+def test_notes_have_openais_bounds(http: httpx.Client) -> None:
+    for notes in ({"a": "x" * 513}, {"a" * 65: "x"}, {str(number): "x" for number in range(17)}):
+        error_of(http.post(CHAT, json=chat(metadata=notes)), 422)
+    assert http.post(CHAT, json=chat(metadata={"a" * 64: "x" * 512}, max_tokens=1)).status_code == 200
 
 
 @pytest.mark.parametrize(
