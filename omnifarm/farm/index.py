@@ -3,6 +3,7 @@
     ready/<pool>/<9 - priority>/<submission's digest>/<job id>.<placement>     queued, and may be leased now
     later/<pool>/<job id>.<placement>                                 held by a worker, or resting: look now and then
     failed/<pool>/<job id>.<placement>                                given up
+    cancelled/<pool>/<job id>.<placement>                             called off
 
 Records are the truth, entries are hints to it. A placement is random and new for every stay of a job in a place, so a
 late deletion never meets a later stay, and one rule keeps every unfinished job findable through any crash: write the
@@ -18,7 +19,9 @@ from dataclasses import dataclass
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.store.base import Store
 
-READY, LATER, FAILED = "ready/", "later/", "failed/"
+READY, LATER, FAILED, CANCELLED = "ready/", "later/", "failed/", "cancelled/"
+KINDS = (READY, LATER, FAILED, CANCELLED)
+"""Every kind of entry."""
 _MAX_SUBMISSIONS = 16
 _JOB_ID_DIGITS = 32
 
@@ -37,14 +40,15 @@ class Entry:
 
 
 def folder_of(record: JobRecord) -> str | None:
-    """Return where a job is to be filed, None for jobs with which nothing is left to do."""
+    """Return where a job is to be filed, None for committed jobs."""
     if record.state is JobState.QUEUED and record.not_before_s == 0.0:
         # Folders of one width sort alike in every store.
         submission = hashlib.sha256(record.submission.encode()).hexdigest()[:12]
         return f"{READY}{record.identity.pool}/{9 - record.priority}/{submission}/"
     if not record.state.is_finished:
         return f"{LATER}{record.identity.pool}/"
-    return f"{FAILED}{record.identity.pool}/" if record.state is JobState.FAILED else None
+    kind = {JobState.FAILED: FAILED, JobState.CANCELLED: CANCELLED}.get(record.state)
+    return None if kind is None else f"{kind}{record.identity.pool}/"
 
 
 def entry_of(record: JobRecord) -> Entry | None:
@@ -102,10 +106,10 @@ class JobIndex:
         return [Entry(key) for key in keys]
 
     def entries(self, kind: str, *, pool: str | None = None) -> Iterator[Entry]:
-        """Yield every entry of a kind (READY, LATER or FAILED), one request per thousand.
+        """Yield every entry of a kind, one request per thousand.
 
         Args:
-            kind: Which.
+            kind: One of KINDS.
             pool: Only those of this pool.
         """
         return (Entry(key) for key in self._list(kind if pool is None else f"{kind}{pool}/"))

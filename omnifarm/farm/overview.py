@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from omnifarm.farm.index import FAILED, LATER, READY
+from omnifarm.farm.index import CANCELLED, FAILED, LATER, READY
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
+
+_READ_TOGETHER = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +60,13 @@ class QueueGlance:
     """Jobs that wait out a rest after a failed attempt."""
     failed: int
     """Jobs given up."""
+    cancelled: int
+    """Jobs called off."""
+
+    @property
+    def committed(self) -> int:
+        """Jobs done."""
+        return self.finished - self.failed - self.cancelled
 
     @property
     def finished(self) -> int:
@@ -72,6 +81,8 @@ class QueueGlance:
             "held": len(self.held),
             "resting": self.resting,
             "failed": self.failed,
+            "cancelled": self.cancelled,
+            "committed": self.committed,
             "finished": self.finished,
             "steps_of_held": sum(record.step for record in self.held),
         }
@@ -86,7 +97,40 @@ def glance(queue: JobQueue) -> QueueGlance:
         held=tuple(record for record in later if record.state.is_held),
         resting=sum(record.state is JobState.QUEUED for record in later),
         failed=sum(1 for _ in queue.index.entries(FAILED)),
+        cancelled=sum(1 for _ in queue.index.entries(CANCELLED)),
     )
+
+
+class OwnJobs:
+    """The jobs of one request among all of a queue, until they are over: about one request a look and one more a job.
+
+    A job that was seen to be over counts as over, also when somebody retries it. Not safe for concurrent use.
+
+    Args:
+        queue: The queue.
+        job_ids: Which are its own.
+    """
+
+    def __init__(self, queue: JobQueue, job_ids: Iterable[str]) -> None:
+        self._queue = queue
+        self._left = list(job_ids)
+
+    def are_finished(self) -> bool:
+        """Whether none of them is left to do: committed, failed, cancelled or deleted.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        size = 1
+        while self._left:
+            # One unfinished job is answer enough; behind a finished one there may be many, which are read together.
+            looked_at = self._left[-size:]
+            unfinished = {record.job_id for record in self._queue.list(looked_at) if not record.state.is_finished}
+            self._left[-size:] = [job_id for job_id in looked_at if job_id in unfinished]
+            if unfinished:
+                return False
+            size = _READ_TOGETHER
+        return True
 
 
 class StateChanges:

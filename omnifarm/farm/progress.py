@@ -16,13 +16,15 @@ class Progress:
     """One look at a set of jobs."""
 
     steps_done: int
-    """Steps taken by jobs that have not failed."""
+    """Steps taken by jobs that are neither failed nor cancelled."""
     steps_total: int
-    """Steps of all jobs that have not failed."""
+    """Steps of all jobs that are neither failed nor cancelled."""
     committed: int
     """Jobs done."""
     failed: int
     """Jobs given up."""
+    cancelled: int
+    """Jobs called off."""
     total: int
     """Jobs in all."""
     steps_per_s: float | None
@@ -32,14 +34,16 @@ class Progress:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every job is committed or failed."""
-        return self.committed + self.failed == self.total
+        """Whether no job is left to be learned."""
+        return self.committed + self.failed + self.cancelled == self.total
 
     def line(self) -> str:
         """Return the look as one line of text."""
         parts = [f"{self.committed} of {self.total} concepts learned"]
         if self.failed:
             parts.append(f"{self.failed} failed")
+        if self.cancelled:
+            parts.append(f"{self.cancelled} cancelled")
         share = 100.0 * self.steps_done / self.steps_total if self.steps_total else 100.0
         parts.append(f"step {self.steps_done}/{self.steps_total} ({share:.0f} %)")
         if self.steps_per_s is not None:
@@ -62,33 +66,41 @@ class ProgressMeter:
 
     def look(self, records: Sequence[JobRecord]) -> Progress:
         """Take the records as they are now."""
+        failed, cancelled = (
+            sum(record.state is state for record in records) for state in (JobState.FAILED, JobState.CANCELLED)
+        )
         alive = [record for record in records if record.state not in (JobState.FAILED, JobState.CANCELLED)]
         return self._progress(
             done=sum(one.num_steps if one.state is JobState.COMMITTED else one.step for one in alive),
             steps=sum(one.num_steps for one in alive),
             committed=sum(one.state is JobState.COMMITTED for one in alive),
-            failed=len(records) - len(alive),
+            failed=failed,
+            cancelled=cancelled,
             total=len(records),
         )
 
     def glance(self, seen: QueueGlance, *, num_steps: int) -> Progress:
-        """Take a whole queue as its index shows it; every job is taken to have `num_steps`."""
-        learned = seen.finished - seen.failed
+        """Take a whole queue as its index shows it; every job is taken to have `num_steps`.
+
+        The steps of jobs that rest, or were given back, are seen when somebody holds them again.
+        """
         return self._progress(
-            done=learned * num_steps + sum(record.step for record in seen.held),
-            steps=(seen.jobs - seen.failed) * num_steps,
-            committed=learned,
+            done=seen.committed * num_steps + sum(record.step for record in seen.held),
+            steps=(seen.jobs - seen.failed - seen.cancelled) * num_steps,
+            committed=seen.committed,
             failed=seen.failed,
+            cancelled=seen.cancelled,
             total=seen.jobs,
         )
 
-    def _progress(self, *, done: int, steps: int, committed: int, failed: int, total: int) -> Progress:
+    def _progress(self, *, done: int, steps: int, committed: int, failed: int, cancelled: int, total: int) -> Progress:
         rate = self._rate(done)
         return Progress(
             steps_done=done,
             steps_total=steps,
             committed=committed,
             failed=failed,
+            cancelled=cancelled,
             total=total,
             steps_per_s=rate,
             left_s=(steps - done) / rate if rate else None,

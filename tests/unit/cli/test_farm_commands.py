@@ -71,6 +71,7 @@ def test_watch_ends_with_the_jobs_and_counts_them(farm: Farm) -> None:
     (line,) = farm.run("watch", "--json").splitlines()
     seen = json.loads(line)
     assert (seen["jobs"], seen["finished"], seen["failed"], seen["ready"], seen["held"]) == (4, 4, 1, 0, 0)
+    assert (seen["committed"], seen["cancelled"]) == (1, 2)
     assert seen["event"] == "totals"
 
 
