@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from omnifarm.backbone.kv_pool import KvPool, PooledContext
@@ -26,6 +27,8 @@ from omnifarm.serving.work import Read, Script, Work
 
 _LOG = logging.getLogger("omnifarm.serving")
 _RETRY_AFTER_S = 2
+_CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says on a CPU, in a plain RuntimeError."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -164,13 +167,20 @@ class Loop:
         }
 
     def _run(self, granted: dict[int, tuple[Task, int]]) -> dict[int, Outcome]:
+        """Run a pass; when it fails, run its tasks one by one, so that only the guilty one fails."""
         try:
             return self._runner.run(granted)
-        except Exception as error:  # noqa: BLE001 - such as memory running out: these requests fail, the server goes on
-            _LOG.exception("step_failed")
-            for entry in {self._tasks[number].entry for number in granted}:
-                self._end(entry, None, error if isinstance(error, OmniFarmError) else _internal(error))
-            return {}
+        except Exception as error:  # noqa: BLE001 - such as memory running out: the server goes on
+            failed = error
+        _LOG.warning("pass_failed", exc_info=failed, extra={"fields": {"tasks": len(granted)}})
+        # Its frames hold the tensors of the pass: without them there is room for the next.
+        failed = failed.with_traceback(None)
+        if len(granted) == 1:
+            return dict.fromkeys(granted, Outcome(error=failed))
+        outcomes: dict[int, Outcome] = {}
+        for number, one in granted.items():
+            outcomes |= self._run({number: one})
+        return outcomes
 
     def _remove_cancelled(self) -> None:
         with self._lock:
@@ -257,6 +267,9 @@ class Loop:
         running = self._tasks[number]
         entry = running.entry
         running.last_served = self._steps
+        if outcome.error is not None:
+            self._fail(entry, outcome.error)
+            return
         for aside in outcome.asides:
             self._add(entry, None, aside, self._runner.start(aside, soft_table=None))
         if not outcome.is_done:
@@ -285,7 +298,8 @@ class Loop:
     def _fail(self, entry: Entry, error: Exception) -> None:
         if not isinstance(error, OmniFarmError):
             _LOG.error("request_failed", exc_info=error)
-        self._end(entry, None, error if isinstance(error, OmniFarmError) else _internal(error))
+        # Its frames hold the request's rows, and whoever asked may hold the error for long.
+        self._end(entry, None, _told(error.with_traceback(None)))
 
     def _end(self, entry: Entry, result: Any, error: OmniFarmError | None) -> None:
         self._running.pop(entry.number, None)
@@ -323,5 +337,14 @@ class Loop:
                 self._tokens[Kind(kind_of(task)).name.lower()] += sum(task.pieces[:count])
 
 
-def _internal(error: Exception) -> ServingError:
+def _told(error: Exception) -> OmniFarmError:
+    """Return what the request's owner is told."""
+    if isinstance(error, OmniFarmError):
+        return error
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _CPU_IS_FULL in str(error):
+        return OverloadedError(
+            f"expected memory for this request's next step, found none left ({type(error).__name__}); try again in "
+            f"{_RETRY_AFTER_S} s, or ask for a smaller picture",
+            retry_after_s=_RETRY_AFTER_S,
+        )
     return ServingError(f"the request failed inside the server ({type(error).__name__}); the log says why")

@@ -5,8 +5,9 @@ Decides nothing: what runs is granted by the scheduler. Not safe for several thr
 Shape letters: B sequences, D width, N latent tokens of one picture, V vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,8 +32,10 @@ Task = ReadTask | WriteTask | DrawTask | CodecWork
 class Outcome:
     """What became of a task in a step."""
 
-    is_done: bool
+    is_done: bool = True
     """Whether it needs no further step."""
+    error: Exception | None = None
+    """Why it failed, by itself; None where it did not."""
     value: Any = None
     """The work's result, when it is done."""
     prefix: PooledContext | None = None
@@ -82,7 +85,10 @@ class Runner:
             granted: By task number, the task and how many of its pieces run.
 
         Returns:
-            What became of each.
+            What became of each; what goes wrong in one of them after the pass is in its outcome.
+
+        Raises:
+            Exception: The pass failed, whatever the reason. Nothing has moved on then: it can be tried again.
         """
         reads = [(number, task, count) for number, (task, count) in granted.items() if isinstance(task, ReadTask)]
         writes = [(number, task) for number, (task, _) in granted.items() if isinstance(task, WriteTask)]
@@ -90,7 +96,7 @@ class Runner:
         outcomes = self._pass(reads, writes, draws) if reads or writes or draws else {}
         for number, (task, _) in granted.items():
             if isinstance(task, CodecWork):
-                outcomes[number] = Outcome(is_done=True, value=self._code(task))
+                outcomes[number] = _outcome_of(partial(self._coded, task))
         return outcomes
 
     @torch.inference_mode()
@@ -116,23 +122,20 @@ class Runner:
             # Nothing but the same pictures as in the step before: the layout is the same too.
             layout = batch.layout = batch.layout or lay_out(parts, device=self._model.device, dtype=self._model.dtype)
         hidden = run_parts(self._model, self._pool, parts, layout=layout)
-        outcomes: dict[int, Outcome] = {}
-        if batch is not None:
-            velocities = iter(self._velocities(hidden.pop(0)[1], batch))
-            for number, task in draws:
-                drawn = task.advance([next(velocities) for _ in range(task.num_branches)])
-                outcomes[number] = Outcome(is_done=drawn is not None, value=drawn, asides=tuple(task.asides))
-                task.asides.clear()
-        if writes:
-            for (number, writer), logits_V in zip(writes, self._logits(hidden.pop(0)[0]), strict=True):
-                written = writer.advance(logits_V)
-                outcomes[number] = Outcome(is_done=written is not None, value=written)
+        # All that may run out of memory comes before the first task moves on.
+        velocities = self._velocities(hidden.pop(0)[1], batch) if batch is not None else ()
+        logits_BV = self._logits(hidden.pop(0)[0]) if writes else torch.empty(0)
+        moves: dict[int, Callable[[], Outcome]] = {}
+        first = 0
+        for number, task in draws:
+            end = first + task.num_branches
+            moves[number] = partial(_drawn, task, velocities[first:end])
+            first = end
+        for (number, writer), logits_V in zip(writes, logits_BV, strict=True):
+            moves[number] = partial(_written, writer, logits_V)
         for number, reader, count in reads:
-            context = reader.advance(count)
-            outcomes[number] = Outcome(
-                is_done=context is not None, value=context, prefix=None if context is None else reader.prefix()
-            )
-        return outcomes
+            moves[number] = partial(_read, reader, count)
+        return {number: _outcome_of(move) for number, move in moves.items()}
 
     def _tokens(self, tasks: Sequence[WriteTask]) -> Part:
         ids = torch.tensor([task.current for task in tasks], device=self._model.device)
@@ -163,6 +166,9 @@ class Runner:
         if self._drawing is None or self._drawing[0] != key:
             self._drawing = (key, _DrawBatch(self._model, [task for _, task in draws], self._marker_ids))
         return self._drawing[1]
+
+    def _coded(self, work: CodecWork) -> Outcome:
+        return Outcome(value=self._code(work))
 
     def _code(self, work: CodecWork) -> Latents | Image.Image:
         if isinstance(work, Decode):
@@ -222,6 +228,31 @@ class _DrawBatch:
             rows=self._rows,
             sequences=tuple(self._sequences),
         )
+
+
+def _drawn(task: DrawTask, velocities: Sequence[Tensor]) -> Outcome:
+    drawn = task.advance(velocities)
+    asides = tuple(task.asides)
+    task.asides.clear()
+    return Outcome(is_done=drawn is not None, value=drawn, asides=asides)
+
+
+def _written(task: WriteTask, logits_V: Tensor) -> Outcome:
+    written = task.advance(logits_V)
+    return Outcome(is_done=written is not None, value=written)
+
+
+def _read(task: ReadTask, num_pieces: int) -> Outcome:
+    context = task.advance(num_pieces)
+    return Outcome(is_done=context is not None, value=context, prefix=None if context is None else task.prefix())
+
+
+def _outcome_of(move: Callable[[], Outcome]) -> Outcome:
+    """Keep what goes wrong in one task, such as in what listens to it, from the others of its pass."""
+    try:
+        return move()
+    except Exception as error:  # noqa: BLE001 - whatever it is, only this task fails
+        return Outcome(error=error)
 
 
 def kind_of(task: Task) -> Kind:
