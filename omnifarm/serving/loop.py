@@ -45,6 +45,8 @@ class Entry:
     """Told the result, or the error; both None when cancelled."""
     labels: tuple[str, ...] = ()
     """Go with every prefix it leaves in the cache."""
+    overtakes: int = 0
+    """How often it was overtaken while it waited; see `scheduler.Claim`."""
     is_cancelled: bool = False
     results: list[Any] = field(default_factory=list)
     missing: int = 0
@@ -192,18 +194,23 @@ class Loop:
 
     def _admit(self) -> None:
         with self._lock:
-            claims = [Claim(request=one.number, rows=one.rows, tenant=one.tenant) for one in self._waiting]
+            claims = [
+                Claim(request=one.number, rows=one.rows, tenant=one.tenant, overtakes=one.overtakes)
+                for one in self._waiting
+            ]
             by_number = {one.number: one for one in self._waiting}
-            chosen = admit(
+            decided = admit(
                 claims,
                 running=Counter(one.tenant for one in self._running.values()),
                 free_rows=self._pool.capacity - sum(one.rows for one in self._running.values()),
                 budget=self._budget,
             )
-            self._waiting = [one for one in self._waiting if one.number not in set(chosen)]
-            for number in chosen:
+            for claim in decided.waiting:
+                by_number[claim.request].overtakes = claim.overtakes
+            self._waiting = [by_number[claim.request] for claim in decided.waiting]
+            for number in decided.admitted:
                 self._running[number] = by_number[number]
-        for number in chosen:
+        for number in decided.admitted:
             by_number[number].on_start()
             self._resume(by_number[number], None)
 

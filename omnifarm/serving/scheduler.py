@@ -6,11 +6,12 @@ for, denoising takes only a share of the budget, so that a token does not wait f
 drawing run in every step, so that nobody starves.
 
 Admission reserves the most rows a request can ever hold, so nothing that was let in is ever thrown out again.
-Whoever does not fit yet waits, and nobody overtakes within a tenant; tenants take turns.
+Tenants take turns, and nobody overtakes within a tenant. Whoever does not fit yet waits and lets other tenants pass,
+a bounded number of times: then everybody waits until there is room for it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from omnifarm.errors import ConfigError
@@ -41,9 +42,11 @@ class Budget:
     """Pictures encoded or decoded after a pass."""
     max_running: int = 64
     """Requests under way."""
+    max_overtakes: int = 16
+    """Later requests of other tenants that are let in before the first of a tenant's line."""
 
     def __post_init__(self) -> None:
-        for name in ("step_tokens", "draw_tokens_beside_text", "codec_jobs", "max_running"):
+        for name in ("step_tokens", "draw_tokens_beside_text", "codec_jobs", "max_running", "max_overtakes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"expected {name} of at least 1, found {getattr(self, name)}")
 
@@ -117,19 +120,32 @@ class Claim:
     """The most rows it can ever hold."""
     tenant: str
     """Whose it is."""
+    overtakes: int = 0
+    """Later requests of other tenants that were let in while it was the first of its tenant's line."""
 
 
-def admit(waiting: Sequence[Claim], *, running: Mapping[str, int], free_rows: int, budget: Budget) -> list[int]:
-    """Return which waiting requests to let in now, in order.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admission:
+    """Who is let in, and who was overtaken by that."""
 
-    The tenant with the fewest requests under way goes first. A request that does not fit holds back those behind it:
-    otherwise small ones would keep a large one out for ever.
+    admitted: list[int]
+    """Requests, in order."""
+    waiting: list[Claim]
+    """The others as they are now, in order of arrival."""
+
+
+def admit(waiting: Sequence[Claim], *, running: Mapping[str, int], free_rows: int, budget: Budget) -> Admission:
+    """Decide which waiting requests to let in now.
+
+    The tenant with the fewest requests under way goes first; one whose first request does not fit is passed over. A
+    request that was overtaken `max_overtakes` times is next, whoever it belongs to, and nobody else is let in before
+    it: otherwise small ones would keep a large one out for ever.
 
     Args:
         waiting: In order of arrival; each fits an empty pool.
         running: Requests under way by tenant.
         free_rows: Rows not reserved.
-        budget: For `max_running`.
+        budget: For `max_running` and `max_overtakes`.
     """
     counts = dict(running)
     lines: dict[str, list[Claim]] = {}
@@ -138,16 +154,24 @@ def admit(waiting: Sequence[Claim], *, running: Mapping[str, int], free_rows: in
     admitted: list[int] = []
     places = budget.max_running - sum(counts.values())
     while lines and places > 0:
-        tenant = min(lines, key=lambda tenant: (counts.get(tenant, 0), lines[tenant][0].request))
-        claim = lines[tenant].pop(0)
-        if claim.rows > free_rows:
+        firsts = [line[0] for line in lines.values()]
+        due = [claim for claim in firsts if claim.overtakes >= budget.max_overtakes]
+        eligible = [min(due, key=lambda claim: claim.request)] if due else firsts
+        fitting = [claim for claim in eligible if claim.rows <= free_rows]
+        if not fitting:
             break
-        if not lines[tenant]:
-            del lines[tenant]
+        claim = min(fitting, key=lambda claim: (counts.get(claim.tenant, 0), claim.request))
         admitted.append(claim.request)
-        counts[tenant] = counts.get(tenant, 0) + 1
+        counts[claim.tenant] = counts.get(claim.tenant, 0) + 1
         free_rows, places = free_rows - claim.rows, places - 1
-    return admitted
+        del lines[claim.tenant][0]
+        if not lines[claim.tenant]:
+            del lines[claim.tenant]
+        for tenant, line in lines.items():
+            if tenant != claim.tenant and line[0].request < claim.request:
+                line[0] = replace(line[0], overtakes=line[0].overtakes + 1)
+    left = sorted((claim for line in lines.values() for claim in line), key=lambda claim: claim.request)
+    return Admission(admitted=admitted, waiting=left)
 
 
 def pieces_of(splits: Sequence[tuple[int, bool]], *, largest: int) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """Who runs and who is let in: whole numbers only."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -115,41 +117,72 @@ def claim(request: int, rows: int, tenant: str = "") -> Claim:
     return Claim(request=request, rows=rows, tenant=tenant)
 
 
+def admitted(waiting: Sequence[Claim], *, running: Mapping[str, int], free_rows: int) -> list[int]:
+    return admit(waiting, running=running, free_rows=free_rows, budget=BUDGET).admitted
+
+
 def test_tenants_take_turns_and_nobody_overtakes_within_one() -> None:
     waiting = [claim(1, 10, "a"), claim(2, 10, "a"), claim(3, 10, "a"), claim(4, 10, "b")]
-    assert admit(waiting, running={}, free_rows=1000, budget=BUDGET) == [1, 4, 2, 3]
-    assert admit(waiting, running={"a": 2}, free_rows=1000, budget=BUDGET) == [4, 1]
+    assert admitted(waiting, running={}, free_rows=1000) == [1, 4, 2, 3]
+    assert admitted(waiting, running={"a": 2}, free_rows=1000) == [4, 1]
+    assert admitted([claim(1, 80, "a"), claim(2, 10, "a")], running={}, free_rows=50) == []
+    assert admitted([claim(1, 40, "a"), claim(2, 20, "a"), claim(3, 5, "a")], running={}, free_rows=50) == [1]
 
 
-def test_what_does_not_fit_waits_and_is_not_overtaken_for_ever() -> None:
-    assert admit([claim(1, 80), claim(2, 10)], running={}, free_rows=50, budget=BUDGET) == []
-    assert admit([claim(1, 40), claim(2, 20), claim(3, 5)], running={}, free_rows=50, budget=BUDGET) == [1]
+def test_a_large_request_lets_other_tenants_pass_until_it_is_due() -> None:
+    large = claim(1, 80, "a")
+    decided = admit([large, claim(2, 10, "a"), claim(3, 10, "b")], running={}, free_rows=50, budget=BUDGET)
+    assert decided.admitted == [3]
+    assert decided.waiting == [replace(large, overtakes=1), claim(2, 10, "a")]
+    due = replace(large, overtakes=BUDGET.max_overtakes)
+    others = [claim(4, 10, "b"), claim(5, 10, "c")]
+    assert admitted([due, *others], running={}, free_rows=50) == []
+    assert admitted([due, *others], running={"a": 3}, free_rows=95) == [1]
 
 
-@settings(deadline=None, max_examples=60)
-@given(
-    st.lists(st.tuples(st.integers(1, 60), st.sampled_from("abc")), max_size=20),
-    st.dictionaries(st.sampled_from("abc"), st.integers(0, 2)),
-    st.integers(0, 100),
+arrivals = st.lists(
+    st.tuples(st.integers(1, 100), st.sampled_from("abc"), st.integers(1, 4), st.integers(0, 2)),
+    min_size=1,
+    max_size=40,
 )
-def test_admission_never_promises_more_than_there_is(
-    sizes: list[tuple[int, str]], running: dict[str, int], free: int
-) -> None:
-    waiting = [claim(number, rows, tenant) for number, (rows, tenant) in enumerate(sizes)]
-    chosen = admit(waiting, running=running, free_rows=free, budget=BUDGET)
-    assert len(set(chosen)) == len(chosen)
-    assert sum(waiting[number].rows for number in chosen) <= free
-    assert len(chosen) + sum(running.values()) <= max(BUDGET.max_running, sum(running.values()))
-    for tenant, numbers in _by_tenant(waiting, chosen).items():
-        line = [one.request for one in waiting if one.tenant == tenant]
-        assert numbers == line[: len(numbers)], "in order of arrival"
 
 
-def _by_tenant(waiting: list[Claim], chosen: list[int]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for number in chosen:
-        found.setdefault(waiting[number].tenant, []).append(number)
-    return found
+@settings(deadline=None, max_examples=100)
+@given(arrivals)
+def test_everybody_is_let_in_and_nobody_is_overtaken_too_often(coming: list[tuple[int, str, int, int]]) -> None:
+    """Requests come over time (rows, tenant, steps it runs, steps until the next comes) to a pool of 100 rows."""
+    budget = Budget(max_running=4, max_overtakes=3)
+    waiting: list[Claim] = []
+    ends: dict[int, int] = {}
+    overtakes: Counter[int] = Counter()
+    due = [0]
+    for *_, pause in coming:
+        due.append(due[-1] + pause)
+    let_in: list[int] = []
+    for step in range(due[-1] + 5 * len(coming)):
+        waiting += [
+            claim(number, rows, tenant) for number, (rows, tenant, _, _) in enumerate(coming) if due[number] == step
+        ]
+        under_way = [number for number, end in ends.items() if end > step]
+        decided = admit(
+            waiting,
+            running=Counter(coming[number][1] for number in under_way),
+            free_rows=100 - sum(coming[number][0] for number in under_way),
+            budget=budget,
+        )
+        for number in decided.admitted:
+            gone = set(let_in) | {number}
+            lines = [one.request for one in waiting if one.request not in gone]
+            firsts = {coming[one][1]: one for one in reversed(lines)}
+            overtakes.update(one for tenant, one in firsts.items() if tenant != coming[number][1] and one < number)
+            assert not any(coming[one][1] == coming[number][1] and one < number for one in lines), "in order of arrival"
+            let_in.append(number)
+            ends[number] = step + coming[number][2]
+        waiting = decided.waiting
+        assert sum(coming[number][0] for number, end in ends.items() if end > step) <= 100
+        assert len([end for end in ends.values() if end > step]) <= budget.max_running
+    assert sorted(let_in) == list(range(len(coming)))
+    assert max(overtakes.values(), default=0) <= budget.max_overtakes
 
 
 @settings(deadline=None, max_examples=60)
