@@ -7,6 +7,7 @@ import torch
 
 from omnifarm.allocator import keep_freed_memory
 from omnifarm.backbone.flow import SamplingOptions
+from omnifarm.backbone.image_ops import ImageTransform
 from omnifarm.backbone.weights import load_backbone
 from omnifarm.clock import SystemClock
 from omnifarm.errors import ConfigError
@@ -20,6 +21,7 @@ from omnifarm.training.precision import weights_dtype
 from serve.admission import Admission
 from serve.metrics import EngineFigures, Metrics
 from serve.origins import Origins
+from serve.pictures import Intake
 from serve.previews import Previews
 from serve.services import Peers, Services
 from serve.settings import ServeSettings
@@ -76,6 +78,7 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None, repli
         origins=Origins(),
         admission=Admission(clock=clock, max_waiting=settings.max_waiting),
         metrics=metrics,
+        intake=Intake(settings, rule=ImageTransform(config=loaded.config.vae_transform)),
         http=httpx.AsyncClient(),
         peers=peers or this_one,
         replica=replica,

@@ -1,27 +1,77 @@
 """Pictures from and to clients: checked before a pixel is decoded, by the same intake as training photographs.
 
-What the model and the store see is what was decoded here and nothing of the file it came in.
+What the model and the store see is what was decoded here and nothing of the file it came in. A small file can become 150 MB
+of pixels, so few pictures are decoded at a time, and one that is for the backbone is made as small as the backbone takes it
+before the next one's turn.
 """
 
 import base64
 import binascii
 import io
 import re
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, TypeVar
 
+import anyio
 from PIL import Image
 
+from omnifarm.backbone.image_ops import ImageTransform
 from omnifarm.concept.images import ImageLimits, read_image
 from omnifarm.errors import ConceptError, RequestError
 from serve.errors import TooLargeError, UnsupportedMediaError
 from serve.settings import ServeSettings
+from serve.threads import to_the_end
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 """Formats a drawn picture can be had in."""
+Decoded = TypeVar("Decoded")
 STORED_SIDE = 2048
 """Longer side, in pixels, of an uploaded photograph as it is kept: no backbone looks at more."""
 
+MAX_DECODERS = 2
+"""Pictures that a replica decodes at the same time."""
+
 _DATA_URL = re.compile(r"\Adata:[\w.+-]+/[\w.+-]+;base64,")
+
+
+class Intake:
+    """Decodes the pictures of a replica's requests, a few at a time; used by its event loop only.
+
+    Args:
+        settings: For the limits.
+        rule: The size at which the backbone takes a picture.
+    """
+
+    def __init__(self, settings: ServeSettings, *, rule: ImageTransform) -> None:
+        self._settings = settings
+        self._rule = rule
+        self._limiter = anyio.CapacityLimiter(MAX_DECODERS)
+
+    async def picture(self, data: bytes, *, field: str = "image") -> Image.Image:
+        """Return a picture for the backbone, no larger than it will look at; errors of `decode_picture`."""
+
+        def decode() -> Image.Image:
+            return fitted(decode_picture(data, settings=self._settings, field=field), rule=self._rule)
+
+        return await self.run(decode)
+
+    async def mask(self, data: bytes, *, size: tuple[int, int]) -> Image.Image:
+        """Return a mask; arguments and errors of `decode_mask`."""
+        return await self.run(partial(decode_mask, data, settings=self._settings, size=size))
+
+    async def run(self, decode: Callable[[], Decoded]) -> Decoded:
+        """Run something that decodes pictures in a thread, when it is its turn; whoever leaves keeps the turn till then."""
+        return await to_the_end(decode, limiter=self._limiter)
+
+
+def fitted(image: Image.Image, *, rule: ImageTransform) -> Image.Image:
+    """Return a picture at the size at which the backbone takes it, if that is smaller.
+
+    The backbone resizes what it gets by the same rule, which leaves alone what has its size: nothing changes but memory.
+    """
+    width, height = rule.size(image.size)
+    return rule.resize(image) if width * height < image.width * image.height else image
 
 
 def decode_picture(data: bytes, *, settings: ServeSettings, field: str = "image") -> Image.Image:

@@ -17,6 +17,7 @@ from serve.admission import Admission
 from serve.errors import ForbiddenError, UnauthenticatedError
 from serve.metrics import Metrics
 from serve.origins import Origins
+from serve.pictures import Intake
 from serve.previews import Previews
 from serve.settings import ServeSettings
 from serve.spaces import Space, Spaces
@@ -53,6 +54,8 @@ class Services:
     """Who may come in now."""
     metrics: Metrics
     """What is counted."""
+    intake: Intake
+    """Decodes pictures."""
     http: httpx.AsyncClient
     """For pictures behind URLs."""
     peers: Peers

@@ -1,26 +1,23 @@
 """`POST /v1/chat/completions`."""
 
-import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
 from PIL.Image import Image
 
 from omnifarm.errors import RequestError
 from omnifarm.serving.events import Failed, Finished, TextPiece, ThoughtPiece
-from omnifarm.serving.requests import Answer
+from omnifarm.serving.requests import Answer, AskRequest
 from omnifarm.tenancy import Caller
 from serve.bodies import openapi_json, read_json
 from serve.errors import report
 from serve.idempotency import once
-from serve.pictures import decode_picture, from_base64, is_data_url
+from serve.pictures import from_base64, is_data_url
 from serve.remote import fetch_picture
 from serve.services import Services, Shared, User
 from serve.sse import DONE, sse, stream_reply
@@ -47,6 +44,31 @@ async def complete(
     body = await read_json(request, ChatBody, max_bytes=shared.settings.max_body_bytes)
     if body.stream and idempotency_key is not None:
         raise RequestError("expected no Idempotency-Key for a stream, found one; ask again without stream")
+    digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    reply_id, created = f"chatcmpl-{secrets.token_hex(12)}", int(shared.clock.now_s())
+    if body.stream:
+        return await stream_reply(_pieces(shared, caller, body, reply_id=reply_id, created=created))
+
+    async def work() -> dict[str, Any]:
+        with shared.admission.place(caller):
+            answer = await shared.worker.run(await _asked(shared, caller, body))
+        assert isinstance(answer, Answer)
+        _count(shared, answer)
+        return ChatReply.of(answer, reply_id=reply_id, created=created, model=body.model).model_dump()
+
+    reply = await once(
+        idempotency_key,
+        route="chat",
+        digest=digest,
+        store=shared.space(caller).store,
+        clock=shared.clock,
+        work=work,
+    )
+    return JSONResponse(reply)
+
+
+async def _asked(shared: Services, caller: Caller, body: ChatBody) -> AskRequest:
+    """Return what the engine is asked; called when the request has its place, as pictures take much memory."""
     asked = shared.engine.door.ask(
         body.question(),
         concepts=body.named_concepts(),
@@ -57,26 +79,9 @@ async def complete(
         think=body.think,
         tenant=caller.tenant,
     )
-    reply_id, created = f"chatcmpl-{secrets.token_hex(12)}", int(shared.clock.now_s())
-    if body.stream:
-        return await stream_reply(_pieces(shared, caller, asked, body, reply_id=reply_id, created=created))
-
-    async def work() -> dict[str, Any]:
-        with shared.admission.place(caller):
-            answer = await shared.worker.run(asked)
-        assert isinstance(answer, Answer)
-        _count(shared, answer)
-        return ChatReply.of(answer, reply_id=reply_id, created=created, model=body.model).model_dump()
-
-    reply = await once(
-        idempotency_key,
-        route="chat",
-        digest=hashlib.sha256(body.model_dump_json().encode()).hexdigest(),
-        store=shared.space(caller).store,
-        clock=shared.clock,
-        work=work,
-    )
-    return JSONResponse(reply)
+    # The files have become pictures, and are not kept until the answer is there.
+    body.messages.clear()
+    return asked
 
 
 async def _images(body: ChatBody, shared: Services) -> list[Image]:
@@ -91,17 +96,17 @@ async def _images(body: ChatBody, shared: Services) -> list[Image]:
         else await fetch_picture(url, settings=shared.settings, client=shared.http)
         for url in urls
     ]
-    decode = partial(decode_picture, settings=shared.settings, field="messages")
-    return list(await asyncio.gather(*(anyio.to_thread.run_sync(decode, data) for data in files)))
+    return [await shared.intake.picture(data, field="messages") for data in files]
 
 
 async def _pieces(
-    shared: Services, caller: Caller, asked: Any, body: ChatBody, *, reply_id: str, created: int
+    shared: Services, caller: Caller, body: ChatBody, *, reply_id: str, created: int
 ) -> AsyncGenerator[bytes, None]:
     with_usage = body.stream_options is not None and body.stream_options.include_usage
     named: dict[str, Any] = {"reply_id": reply_id, "created": created, "model": body.model, "with_usage": with_usage}
     has_begun = False
     with shared.admission.place(caller):
+        asked = await _asked(shared, caller, body)
         async with aclosing(shared.worker.stream(asked)) as events:
             async for event in events:
                 if isinstance(event, Failed):

@@ -1,17 +1,18 @@
 """`/v1/files`: photographs and concept documents, uploaded to be learned from."""
 
+from functools import partial
+
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response
 
 from omnifarm.errors import RequestError
-from omnifarm.tenancy import Caller
-from serve.bodies import Upload, openapi_form, read_form
+from serve.bodies import openapi_form, read_form
 from serve.documents import MAX_DOCUMENT_BYTES, parse_document
 from serve.errors import TooLargeError
 from serve.pictures import decode_picture, kept_picture
 from serve.services import Learner, Services, Shared
-from serve.shelf import Purpose, StoredFile, purpose_of
+from serve.shelf import Purpose, purpose_of
 from serve.wire.base import responses
 from serve.wire.learning import Deleted, FileBody, FileObject, FilesReply
 
@@ -34,8 +35,10 @@ async def upload(request: Request, shared: Shared, caller: Learner) -> FileObjec
         raise RequestError(f"expected the purpose vision or fine-tune, found {body.purpose!r}", field="purpose")
     if set(files) != {"file"}:
         raise RequestError("expected one file under the name file", field="file")
-    kept = await anyio.to_thread.run_sync(_keep, shared, caller, purpose, files["file"][0])
-    return FileObject.of(kept)
+    (file,) = files.pop("file")
+    data, media_type = await _content(shared, purpose, file.data)
+    add = partial(shared.space(caller).shelf.add, data, filename=file.name, purpose=purpose, media_type=media_type)
+    return FileObject.of(await anyio.to_thread.run_sync(partial(add, limits=caller.limits)))
 
 
 @router.get("/v1/files", response_model=FilesReply, responses=responses(422))
@@ -89,17 +92,16 @@ async def delete_file(file_id: str, shared: Shared, caller: Learner) -> Deleted:
     return Deleted(id=file_id, object="file")
 
 
-def _keep(shared: Services, caller: Caller, purpose: Purpose, file: Upload) -> StoredFile:
+async def _content(shared: Services, purpose: Purpose, data: bytes) -> tuple[bytes, str]:
+    """Return what is kept of an uploaded file, and its media type."""
     if purpose == "vision":
-        data, media_type = kept_picture(decode_picture(file.data, settings=shared.settings, field="file")), "image/png"
-    else:
-        if len(file.data) > MAX_DOCUMENT_BYTES:
-            raise TooLargeError(
-                f"expected a concept document of at most {MAX_DOCUMENT_BYTES} bytes, found {len(file.data)}",
-                field="file",
-            )
-        parse_document(file.data)
-        data, media_type = file.data, "application/json"
-    return shared.space(caller).shelf.add(
-        data, filename=file.name, purpose=purpose, media_type=media_type, limits=caller.limits
-    )
+        settings = shared.settings
+        return await shared.intake.run(
+            lambda: kept_picture(decode_picture(data, settings=settings, field="file"))
+        ), "image/png"
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise TooLargeError(
+            f"expected a concept document of at most {MAX_DOCUMENT_BYTES} bytes, found {len(data)}", field="file"
+        )
+    parse_document(data)
+    return data, "application/json"

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from omnifarm.tenancy import Caller
 from serve.bodies import Upload, openapi_form, openapi_json, read_form, read_json
 from serve.errors import report
 from serve.idempotency import once
-from serve.pictures import decode_mask, decode_picture, encode_picture
+from serve.pictures import encode_picture
 from serve.services import Services, Shared, User
 from serve.sse import sse, stream_reply
 from serve.wire.base import responses
@@ -30,18 +30,27 @@ from serve.wire.drawing import DrawBody, Drawn, EditBody, GenerateBody, ImagesRe
 
 router = APIRouter(tags=["Draw"])
 Kind = Literal["image_generation", "image_edit"]
+_Mask = tuple[Image.Image, Image.Image]
+"""A picture, and where it may change."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Task:
-    """A checked request: what the engine is asked, and how the pictures are wanted."""
+    """A request: how it becomes what the engine is asked, and how the pictures are wanted."""
 
     kind: Kind
-    requests: Sequence[GenerateRequest | EditRequest]
     body: DrawBody
     digest: str
-    mask: tuple[Image.Image, Image.Image] | None = None
-    """The source and where it may change."""
+    prepare: Callable[[], Awaitable["_Prepared"]]
+    """Called when the request has its place: until then no picture is decoded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prepared:
+    """What the engine is asked."""
+
+    requests: Sequence[GenerateRequest | EditRequest]
+    mask: _Mask | None = None
 
 
 @router.post(
@@ -74,7 +83,11 @@ async def generate(
         )
         for seed in _seeds(body, shared)
     ]
-    task = _Task(kind="image_generation", requests=requests, body=body, digest=_digest(body, []))
+
+    async def prepare() -> _Prepared:
+        return _Prepared(requests=requests)
+
+    task = _Task(kind="image_generation", body=body, digest=_digest(body, []), prepare=prepare)
     return await _draw(shared, caller, task, idempotency_key)
 
 
@@ -86,7 +99,7 @@ async def generate(
         EditBody,
         files={
             "image": "The picture to change (PNG, JPEG or WebP); repeat it for several.",
-            "mask": "A PNG of the first picture's shape: it may change where the mask is fully transparent.",
+            "mask": "A PNG of the last picture's shape: it may change where the mask is fully transparent.",
         },
         required=("image",),
     ),
@@ -109,28 +122,40 @@ async def edit(
         raise RequestError(
             "expected no size for an edit: the result has that of its source; leave it out", field="size"
         )
-    images = await asyncio.gather(*(_decoded(upload, shared) for upload in uploads))
-    options = SamplingOptions.from_mapping(body.sampling(), base=shared.engine.editing_options)
-    requests = [
-        shared.engine.door.edit(
-            images,
-            body.prompt,
-            concepts=body.named_concepts(),
-            options=options,
-            seed=seed,
-            replay=body.replay or "off",
-            think=body.think,
-            step_reuse=body.step_reuse,
-            keep_unchanged=body.keeps_unchanged,
-            partial_every=_partial_every(body, options),
-            tenant=caller.tenant,
-        )
-        for seed in _seeds(body, shared)
-    ]
     masks = files.get("mask", [])
-    mask = await _mask(masks[0], images[0], shared) if masks else None
-    task = _Task(kind="image_edit", requests=requests, body=body, digest=_digest(body, [*uploads, *masks]), mask=mask)
-    return await _draw(shared, caller, task, idempotency_key)
+    if len(masks) > 1:
+        raise RequestError(f"expected one mask, found {len(masks)}; it is for the last picture", field="mask")
+    options = SamplingOptions.from_mapping(body.sampling(), base=shared.engine.editing_options)
+    seeds, digest = _seeds(body, shared), _digest(body, [*uploads, *masks])
+
+    async def prepare() -> _Prepared:
+        images = [await shared.intake.picture(upload.data) for upload in uploads]
+        # The mask belongs to the picture that is changed, whose size the result has; the others only stand beside it.
+        mask = (images[-1], await shared.intake.mask(masks[0].data, size=images[-1].size)) if masks else None
+        # The files have become pictures, and are not kept until those are drawn.
+        uploads.clear()
+        masks.clear()
+        requests = [
+            shared.engine.door.edit(
+                images,
+                body.prompt,
+                concepts=body.named_concepts(),
+                options=options,
+                seed=seed,
+                replay=body.replay or "off",
+                think=body.think,
+                step_reuse=body.step_reuse,
+                keep_unchanged=body.keeps_unchanged,
+                partial_every=_partial_every(body, options),
+                tenant=caller.tenant,
+            )
+            for seed in seeds
+        ]
+        return _Prepared(requests=requests, mask=mask)
+
+    return await _draw(
+        shared, caller, _Task(kind="image_edit", body=body, digest=digest, prepare=prepare), idempotency_key
+    )
 
 
 async def _draw(shared: Services, caller: Caller, task: _Task, idempotency_key: str | None) -> Response:
@@ -141,8 +166,10 @@ async def _draw(shared: Services, caller: Caller, task: _Task, idempotency_key: 
 
     async def work() -> dict[str, Any]:
         with shared.admission.place(caller):
-            pictures = await _all(shared, task.requests)
-        return (await anyio.to_thread.run_sync(_reply, shared, task, pictures)).model_dump()
+            prepared = await task.prepare()
+            pictures = await _all(shared, prepared.requests)
+            reply = await anyio.to_thread.run_sync(_reply, shared, task, prepared.mask, pictures)
+        return reply.model_dump()
 
     reply = await once(
         idempotency_key,
@@ -172,7 +199,8 @@ async def _pieces(shared: Services, caller: Caller, task: _Task) -> AsyncGenerat
     created = int(shared.clock.now_s())
     has_begun = False
     with shared.admission.place(caller):
-        async with aclosing(shared.worker.stream(task.requests[0])) as events:
+        prepared = await task.prepare()
+        async with aclosing(shared.worker.stream(prepared.requests[0])) as events:
             async for event in events:
                 if isinstance(event, Failed):
                     if not has_begun:
@@ -183,14 +211,14 @@ async def _pieces(shared: Services, caller: Caller, task: _Task) -> AsyncGenerat
                     if event.index >= task.body.partial_images:
                         continue
                     has_begun = True
-                    data = await anyio.to_thread.run_sync(_file, task, event.image)
+                    data = await anyio.to_thread.run_sync(_file, task.body, prepared.mask, event.image)
                     yield _image_event(
                         task, "partial_image", data, event.image, created, partial_image_index=event.index
                     )
                 elif isinstance(event, Finished):
                     has_begun = True
                     assert isinstance(event.result, Picture)
-                    reply = await anyio.to_thread.run_sync(_reply, shared, task, [event.result])
+                    reply = await anyio.to_thread.run_sync(_reply, shared, task, prepared.mask, [event.result])
                     values = reply.data[0].model_dump()
                     values |= {"usage": reply.usage.model_dump(), "concepts": reply.concepts}
                     yield _image_event(task, "completed", b"", event.result.image, created, **values)
@@ -211,7 +239,7 @@ def _image_event(task: _Task, what: str, data: bytes, image: Image.Image, create
     return sse(values, name=name)
 
 
-def _reply(shared: Services, task: _Task, pictures: Sequence[Picture]) -> ImagesReply:
+def _reply(shared: Services, task: _Task, mask: _Mask | None, pictures: Sequence[Picture]) -> ImagesReply:
     for picture in pictures:
         shared.metrics.image_s.labels(task.kind).observe(picture.timings["total_s"])
     first = pictures[0]
@@ -219,7 +247,7 @@ def _reply(shared: Services, task: _Task, pictures: Sequence[Picture]) -> Images
     drawn = sum(_num_tokens(picture.image, stride=shared.latent_stride) for picture in pictures)
     return ImagesReply(
         created=int(shared.clock.now_s()),
-        data=[Drawn.of(picture, data=_file(task, picture.image)) for picture in pictures],
+        data=[Drawn.of(picture, data=_file(task.body, mask, picture.image)) for picture in pictures],
         output_format=task.body.output_format,
         size=f"{first.image.width}x{first.image.height}",
         usage=ImageUsage(
@@ -236,23 +264,12 @@ def _num_tokens(image: Image.Image, *, stride: int) -> int:
     return (image.width // stride) * (image.height // stride)
 
 
-def _file(task: _Task, image: Image.Image) -> bytes:
-    if task.mask is not None:
-        source, changes = task.mask
-        resized = source.resize(image.size, Image.Resampling.LANCZOS)
+def _file(body: DrawBody, mask: _Mask | None, image: Image.Image) -> bytes:
+    if mask is not None:
+        source, changes = mask
+        resized = source.resize(image.size, Image.Resampling.BICUBIC)
         image = Image.composite(image, resized, changes.resize(image.size, Image.Resampling.NEAREST))
-    return encode_picture(image, format=task.body.output_format, quality=task.body.output_compression)
-
-
-async def _decoded(upload: Upload, shared: Services) -> Image.Image:
-    return await anyio.to_thread.run_sync(lambda: decode_picture(upload.data, settings=shared.settings))
-
-
-async def _mask(upload: Upload, source: Image.Image, shared: Services) -> tuple[Image.Image, Image.Image]:
-    changes = await anyio.to_thread.run_sync(
-        lambda: decode_mask(upload.data, settings=shared.settings, size=source.size)
-    )
-    return source, changes
+    return encode_picture(image, format=body.output_format, quality=body.output_compression)
 
 
 def _seeds(body: DrawBody, shared: Services) -> range:

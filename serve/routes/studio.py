@@ -18,7 +18,6 @@ from serve.bodies import read_form
 from serve.copies import PREFIX as FOLDERS
 from serve.errors import MissingError
 from serve.inventions import WORLD, Group, any_seed, invent
-from serve.pictures import decode_picture
 from serve.previews import curve_of
 from serve.reports import list_reports, report_page, report_tables
 from serve.services import Learner, Services, Shared, User
@@ -131,14 +130,15 @@ async def looking(name: str, request: Request, shared: Shared, caller: User) -> 
     if upload is None:
         raise RequestError("expected a picture under the name image, found none", field="image")
 
-    def look() -> list[list[float]]:
-        image = decode_picture(upload.data, settings=shared.settings)
-        weights = shared.engine.looking(image, concept=bare_name(name, field="name"), tenant=caller.tenant)
-        # What goes elsewhere than to the photo differs from layer to layer; each layer has the same say.
-        shares = (weights / weights.sum(dim=(1, 2), keepdim=True)).mean(dim=0)
-        return [[round(value, 6) for value in row] for row in shares.tolist()]
-
     with shared.admission.place(caller):
+        image = await shared.intake.picture(upload.data)
+
+        def look() -> list[list[float]]:
+            weights = shared.engine.looking(image, concept=bare_name(name, field="name"), tenant=caller.tenant)
+            # What goes elsewhere than to the photo differs from layer to layer; each layer has the same say.
+            shares = (weights / weights.sum(dim=(1, 2), keepdim=True)).mean(dim=0)
+            return [[round(value, 6) for value in row] for row in shares.tolist()]
+
         return {"shares": await anyio.to_thread.run_sync(look)}
 
 

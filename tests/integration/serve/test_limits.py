@@ -9,6 +9,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from omnifarm.tenancy import TenantLimits
 from tests.integration.serve.conftest import Server, picture
 
 pytestmark = pytest.mark.slow
@@ -42,6 +43,19 @@ def test_a_small_file_with_many_pixels_is_413_before_it_is_decoded(http: httpx.C
     # The header says 50,000 by 50,000 pixels; the data could never fill them.
     bomb = bomb[:16] + (50_000).to_bytes(4, "big") * 2 + bomb[24:]
     assert http.post(CHAT, json=chat("What?", bomb)).status_code in (413, 422)
+
+
+def test_no_picture_is_decoded_before_its_request_has_a_place(serve_with: Callable[..., Server]) -> None:
+    server = serve_with()
+    server.accounts.create("outside", limits=TenantLimits(max_concurrent=0))
+    damaged = picture()[:-20]
+    with server.http(server.key("outside")) as outside, server.http(server.key("acme")) as acme:
+        for http, status in ((outside, 429), (acme, 422)):
+            for stream in (False, True):
+                error_of(http.post(CHAT, json=chat("What?", damaged, stream=stream)), status)
+                form = {"prompt": "x", "stream": str(stream).lower()}
+                error_of(http.post(EDIT, data=form, files={"image": ("a.png", damaged, "image/png")}), status)
+        assert server.services.admission.working == 0
 
 
 def test_an_announced_length_is_not_trusted(http: httpx.Client) -> None:

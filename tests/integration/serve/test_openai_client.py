@@ -179,6 +179,58 @@ def test_outside_its_mask_a_picture_stays_as_it_was(acme: OpenAI) -> None:
     assert before.crop((0, 0, 32, 64)).tobytes() != after.crop((0, 0, 32, 64)).tobytes()
 
 
+def test_of_several_pictures_the_last_is_changed_within_its_mask(acme: OpenAI, server: Server) -> None:
+    mask = Image.new("RGBA", (96, 64), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    buffer = io.BytesIO()
+    mask.save(buffer, format="PNG")
+    first, last = picture(64, 64, seed=1), picture(96, 64, seed=2)
+    reply = acme.images.edit(
+        model="bagel",
+        image=[("a.png", first), ("b.png", last)],
+        mask=("mask.png", buffer.getvalue()),
+        prompt="remove <maeve>",
+        extra_body={"num_timesteps": 3},
+    )
+    assert reply.data is not None
+    before, after = Image.open(io.BytesIO(last)).convert("RGB"), opened(reply.data[0].b64_json)
+    assert after.size == (96, 64)
+    assert before.crop((32, 0, 96, 64)).tobytes() == after.crop((32, 0, 96, 64)).tobytes()
+    assert before.crop((0, 0, 32, 64)).tobytes() != after.crop((0, 0, 32, 64)).tobytes()
+
+
+def test_a_model_that_is_to_think_first_reads_so_streamed_or_not(http: httpx.Client) -> None:
+    body = {"messages": ask("Who is <maeve>?"), "max_tokens": 6}
+    plain, thinking = (
+        http.post("/v1/chat/completions", json={**body, "think": think}).json() for think in (False, True)
+    )
+    assert thinking["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
+    # The random checkpoint ends no thought, so that all it says counts as its answer.
+    said = thinking["choices"][0]["message"]["content"]
+    assert said != plain["choices"][0]["message"]["content"]
+    with http.stream("POST", "/v1/chat/completions", json={**body, "think": True, "stream": True}) as reply:
+        lines = [line[6:] for line in reply.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    assert "".join(json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines[:-1]) == said
+
+
+def test_a_drawing_after_a_thought_is_another_and_brings_it_along(acme: OpenAI) -> None:
+    drawn = [
+        acme.images.generate(
+            model="bagel:<maeve>",
+            prompt="A photo.",
+            size="32x32",  # type: ignore[arg-type]
+            extra_body={"num_timesteps": 3, "replay": "off", "think": think},
+        ).data
+        for think in (False, True)
+    ]
+    assert drawn[0] is not None
+    assert drawn[1] is not None
+    assert drawn[0][0].thought is None  # type: ignore[attr-defined]
+    assert drawn[1][0].thought  # type: ignore[attr-defined]
+    assert drawn[0][0].b64_json != drawn[1][0].b64_json
+
+
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
 def test_pictures_come_in_the_format_asked_for(acme: OpenAI, output_format: Any) -> None:
     reply = acme.images.generate(model="bagel", prompt="A dog.", output_format=output_format, **SMALL)  # type: ignore[call-overload]
