@@ -81,20 +81,22 @@ def train_codec(
         The codec in float32, its scale and shift set so that latents have unit scale.
     """
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
     codec = LatentCodec(AUTOENCODER)
     dtype = fast_dtype("cpu")
     module = without_identities(codec.module).to(dtype).train()
     encoder, decoder = module.get_submodule("encoder"), module.get_submodule("decoder")
     optimizer = MasterOptimizer(module.named_parameters(), config=config.optimizer, adam_only=("conv_in", "conv_out"))
     recorder = Recorder(folder / "codec.jsonl")
-    spent = 0.0
+    spent, step = 0.0, 0
     state_path = folder / "codec_state.safetensors"
     if state_path.is_file():
         state, facts = load_state(state_path)
         optimizer.load_state_dict(state)
-        spent = facts["spent_s"]
-    start, step, saved = time.monotonic() - spent, 0, time.monotonic()
+        spent, step = facts["spent_s"], facts["step"]
+    # What was seen before an interruption is not to be seen again in the same order.
+    rng = np.random.default_rng([config.seed, step])
+    torch.manual_seed(config.seed + step)
+    start, saved = time.monotonic() - spent, time.monotonic()
     while (fraction := (time.monotonic() - start) / config.budget_s) < 1:
         pixels, weight = _batch(rng, pictures, config=config, is_cropped=fraction < config.crop_share)
         latent = encoder(pixels.to(dtype))[:, : AUTOENCODER.z_channels]
@@ -111,8 +113,8 @@ def train_codec(
             saved = time.monotonic()
             quality = measure(module, held_out)
             recorder.write(seconds=round(time.monotonic() - start, 1), skipped=optimizer.num_skipped, **quality)
-            save_state(state_path, optimizer.state_dict(), spent_s=time.monotonic() - start)
-    save_state(state_path, optimizer.state_dict(), spent_s=time.monotonic() - start)
+            save_state(state_path, optimizer.state_dict(), step=step, spent_s=time.monotonic() - start)
+    save_state(state_path, optimizer.state_dict(), step=step, spent_s=time.monotonic() - start)
     recorder.write(seconds=round(time.monotonic() - start, 1), final=True, **measure(module, held_out))
     return finished(optimizer, module, pictures=pictures)
 

@@ -58,7 +58,7 @@ def make_group(seed: int, index: int, split: Split = "train") -> Group:
     alone = [sample_scene(rng, [first]) for _ in range(2)]
     both = sample_scene(rng, [first, second])
     other = sample_scene(rng, [second])
-    # Edits start from daylight photos so that every operation is possible and visible.
+    # Edits of A alone start from daylight photos, so that every operation is possible and visible.
     alone[1] = sample_scene(rng, [first], light="day", style="photo", item=alone[1].item or False)
     # Restyling inside the held-out side can have no outcome on that side and would look for one for ever.
     held_out = [operation for operation in OPERATIONS if operation != "attribute_modification"]

@@ -46,7 +46,7 @@ def refine_decoder(
     """
     keep_freed_memory()
     state_path = folder / "decoder_state.safetensors"
-    spent = 0.0
+    spent, step = 0.0, 0
     dtype = fast_dtype("cpu")
     module = copy.deepcopy(codec.module).to(dtype).train()
     encoder = without_identities(copy.deepcopy(module)).get_submodule("encoder")
@@ -55,12 +55,12 @@ def refine_decoder(
     if state_path.is_file():
         state, facts = load_state(state_path)
         optimizer.load_state_dict(state)
-        spent = facts["spent_s"]
-    # Other draws than before an interruption.
-    rng = np.random.default_rng([config.seed, int(spent)])
-    torch.manual_seed(config.seed + int(spent))
+        spent, step = facts["spent_s"], facts["step"]
+    # What was seen before an interruption is not to be seen again in the same order.
+    rng = np.random.default_rng([config.seed, step])
+    torch.manual_seed(config.seed + step)
     recorder = Recorder(folder / "decoder.jsonl")
-    start, step, saved = time.monotonic() - spent, 0, time.monotonic()
+    start, saved = time.monotonic() - spent, time.monotonic()
     done = False
     while not done:
         fraction = (time.monotonic() - start) / config.budget_s
@@ -79,7 +79,7 @@ def refine_decoder(
         recorder.add(step=step, loss=float(loss.detach()), grad_norm=norm)
         if time.monotonic() - saved > _SAVE_EVERY_S or done:
             saved = time.monotonic()
-            save_state(state_path, optimizer.state_dict(), spent_s=saved - start)
+            save_state(state_path, optimizer.state_dict(), step=step, spent_s=saved - start)
             recorder.write(seconds=round(saved - start, 1), skipped=optimizer.num_skipped, **measure(module, held_out))
     _take_over(codec.module.get_submodule("decoder"), decoder, optimizer)
 

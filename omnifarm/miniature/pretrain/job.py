@@ -2,17 +2,17 @@
 
     render -> vision -> codec -> features -> main -> drawing -> refine -> export -> judge
 
-Every stage leaves a file in the working folder that says it is done; a killed job run again goes on inside the stage
-that was interrupted. Shares of the wall-clock budget are fixed below.
+Every stage leaves a file in the working folder that says it is done; a killed job run again goes on inside the trained
+stage that was interrupted (rendering and caching begin again: minutes). Shares of the wall-clock budget are fixed below.
+The main and the drawing stage run in several processes; who starts those is the caller's business.
 """
 
-import os
+import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ from omnifarm.backbone.latents import LatentCodec
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.native import fast_dtype
 from omnifarm.backbone.tokenizer import BackboneTokenizer
+from omnifarm.errors import ConfigError
 from omnifarm.miniature.pretrain.architecture import export, new_backbone, write_configs
 from omnifarm.miniature.pretrain.codec import CodecConfig, load_codec_state, train_codec
 from omnifarm.miniature.pretrain.corpus import Group, load_corpus, make_group, render_corpus
@@ -56,11 +57,11 @@ class JobConfig:
     budget_s: float
     """Wall-clock seconds of the trained stages together."""
     num_groups: int = 4000
-    """Groups of seven pictures to train on."""
+    """Groups of ten pictures to train on."""
     num_held_out: int = 200
     """Groups of held-out inhabitants for the curves; at least 64."""
     processes: int = 2
-    """Processes of the main and of the drawing stage."""
+    """Processes of the main and of the drawing stage, each with its own samples."""
     device: str = "cpu"
     """Where these two compute."""
     seed: int = 1
@@ -69,9 +70,28 @@ class JobConfig:
     """Whether main and drawing stage use torch.compile."""
 
 
-def run_job(config: JobConfig) -> Path:
-    """Run every stage that is not done yet; return the folder of the backbone."""
+Stage = Callable[[JobConfig], None]
+"""What one process of a stage does, inside a process group if there are several."""
+
+
+def alone(stage: Stage, config: JobConfig) -> None:
+    """Run a stage in this process."""
+    stage(config)
+
+
+def run_job(config: JobConfig, *, spread: Callable[[Stage, JobConfig], None] = alone) -> Path:
+    """Run every stage that is not done yet; return the folder of the backbone.
+
+    Args:
+        config: The pre-training.
+        spread: Runs a stage in `config.processes` processes that form a `torch.distributed` group, each calling it with
+            `config`, and raises when one of them fails.
+
+    Raises:
+        ConfigError: The working folder belongs to another corpus.
+    """
     out, weights = config.out, config.out / "weights"
+    _same_corpus(config)
     write_configs(weights, codec=None)
     _render(config)
     pictures, held_out = load_corpus(out / "train.npy"), load_corpus(out / "held_out.npy")
@@ -95,8 +115,10 @@ def run_job(config: JobConfig) -> Path:
         model = new_backbone(weights)
         model.vit_model.load_state_dict(load_file(str(out / "vit.safetensors")))
         cached(out / "features.safetensors", lambda: vision_features(model.to(fast_dtype("cpu")), pictures))
-    _in_processes(config, _main_process, done=out / "main.done")
-    _in_processes(config, _drawing_process, done=out / "drawing.done")
+    for stage, done in ((train_main, out / "main.done"), (train_drawing, out / "drawing.done")):
+        if not done.is_file():
+            spread(stage, config)
+            done.touch()
     if not (out / "ae.safetensors").is_file():
         refining = CodecConfig(
             budget_s=SHARES["refine"] * config.budget_s, optimizer=OptimizerConfig(muon_rate=0.006, adam_rate=1e-3)
@@ -109,6 +131,25 @@ def run_job(config: JobConfig) -> Path:
     judging = JudgeConfig(budget_s=SHARES["judge"] * config.budget_s)
     save_judge(train_judge(out, config=judging, pictures=pictures, groups=groups), weights)
     return weights
+
+
+def _same_corpus(config: JobConfig) -> None:
+    """Refuse a working folder whose pictures were made for other sentences: labels would be wrong without a sign."""
+    last = config.num_groups - 1
+    digest = hashlib.sha256(repr([make_group(config.seed, index) for index in (0, last)]).encode()).hexdigest()
+    asked = {"seed": config.seed, "groups": config.num_groups, "held_out": config.num_held_out, "world": digest[:16]}
+    path = config.out / "corpus.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if found is None and (config.out / "train.npy").is_file():
+        found = "pictures of unknown origin"
+    if found not in (None, asked):
+        raise ConfigError(
+            f"expected {config.out} to hold the corpus {asked}, found {found}; a folder goes on only with the seed, numbers "
+            "and code it was begun with: choose another --out",
+            out=str(config.out),
+        )
+    config.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asked), encoding="utf-8")
 
 
 def _render(config: JobConfig) -> None:
@@ -127,23 +168,9 @@ def _groups(config: JobConfig) -> list[Group]:
     return [make_group(config.seed, index) for index in range(config.num_groups)]
 
 
-def _in_processes(config: JobConfig, work: Callable[[int, JobConfig, str], None], *, done: Path) -> None:
-    if done.is_file():
-        return
-    if config.processes == 1:
-        work(0, config, "")
-    else:
-        port = 20000 + os.getpid() % 20000
-        spawn: Any = import_module("torch.multiprocessing").spawn
-        spawn(work, args=(config, f"tcp://127.0.0.1:{port}"), nprocs=config.processes)
-    done.touch()
-
-
-def _join(rank: int, config: JobConfig, address: str) -> tuple[Backbone, Sampler]:
-    """Join the processes of a stage; return the model as far as it is trained, float32, and this process's samples."""
+def _open_stage(config: JobConfig) -> tuple[Backbone, Sampler]:
+    """Return the model as far as it is trained, float32, and this process's samples."""
     torch.set_num_threads(1)
-    if address:
-        dist.init_process_group("gloo", init_method=address, rank=rank, world_size=config.processes)
     out, weights = config.out, config.out / "weights"
     model = new_backbone(weights)
     model.vit_model.load_state_dict(load_file(str(out / "vit.safetensors")))
@@ -153,13 +180,15 @@ def _join(rank: int, config: JobConfig, address: str) -> tuple[Backbone, Sampler
     )
     tokenizer = BackboneTokenizer.from_folder(weights)
     model.special_ids = tokenizer.special_ids
-    # A resumed run must not repeat the samples of its first part.
+    # A resumed run must not repeat the samples of its first part, nor a process those of another.
+    rank = dist.get_rank() if dist.is_initialized() else 0
     seed = int(time.time()) * 64 + rank
     return model, Sampler(groups=_groups(config), features=features, writer=Writer(tokenizer), seed=seed)
 
 
-def _main_process(rank: int, config: JobConfig, address: str) -> None:
-    model, sampler = _join(rank, config, address)
+def train_main(config: JobConfig) -> None:
+    """Run one process of the main stage."""
+    model, sampler = _open_stage(config)
     MainTrainer(
         model.to(device=config.device, dtype=fast_dtype(config.device)),
         sampler=sampler,
@@ -167,12 +196,11 @@ def _main_process(rank: int, config: JobConfig, address: str) -> None:
         folder=config.out,
         config=MainConfig(budget_s=SHARES["main"] * config.budget_s, compiled=config.compiled),
     ).run()
-    if address:
-        dist.destroy_process_group()
 
 
-def _drawing_process(rank: int, config: JobConfig, address: str) -> None:
-    model, sampler = _join(rank, config, address)
+def train_drawing(config: JobConfig) -> None:
+    """Run one process of the drawing stage."""
+    model, sampler = _open_stage(config)
     soft = SoftTable(sampler.writer.rows, width=model.config.hidden_size, seed=0)
     load_masters(config.out / "main_state.safetensors", model, soft=soft)
     DrawingTrainer(
@@ -182,8 +210,6 @@ def _drawing_process(rank: int, config: JobConfig, address: str) -> None:
         folder=config.out,
         config=DrawingConfig(budget_s=SHARES["drawing"] * config.budget_s, compiled=config.compiled),
     ).run()
-    if address:
-        dist.destroy_process_group()
 
 
 def _export(config: JobConfig, codec: LatentCodec) -> None:

@@ -79,7 +79,6 @@ def train_judge(folder: Path, *, config: JudgeConfig, pictures: NDArray[np.uint8
         The trained network in float32.
     """
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
     network = JudgeNetwork()
     with torch.no_grad():
         network.pools.normal_(0, 144**-0.5)
@@ -87,13 +86,17 @@ def train_judge(folder: Path, *, config: JudgeConfig, pictures: NDArray[np.uint8
     network = network.to(dtype)
     named = list(network.named_parameters())
     optimizer = MasterOptimizer(named, config=config.optimizer, adam_only=("stem.0", "pools", "scene", "slots"))
-    recorder, path, spent = Recorder(folder / "judge.jsonl"), folder / "judge_state.safetensors", 0.0
+    recorder, path = Recorder(folder / "judge.jsonl"), folder / "judge_state.safetensors"
+    spent, step = 0.0, 0
     if path.is_file():
         state, facts = load_state(path)
         optimizer.load_state_dict(state)
-        spent = facts["spent_s"]
+        spent, step = facts["spent_s"], facts["step"]
+    # What was seen before an interruption is not to be seen again in the same order.
+    rng = np.random.default_rng([config.seed, step])
+    torch.manual_seed(config.seed + step)
     labels = Labels.of(groups)
-    start, saved, step = time.monotonic() - spent, time.monotonic(), 0
+    start, saved = time.monotonic() - spent, time.monotonic()
     while (fraction := (time.monotonic() - start) / config.budget_s) < 1:
         rows = rng.integers(0, len(groups), config.batch_size)
         views = rng.integers(0, pictures.shape[1], config.batch_size)
@@ -112,9 +115,9 @@ def train_judge(folder: Path, *, config: JudgeConfig, pictures: NDArray[np.uint8
         if time.monotonic() - saved > 60:
             saved = time.monotonic()
             recorder.write(seconds=round(saved - start, 1), skipped=optimizer.num_skipped)
-            save_state(path, optimizer.state_dict(), spent_s=saved - start)
+            save_state(path, optimizer.state_dict(), step=step, spent_s=saved - start)
     recorder.write(final=True)
-    save_state(path, optimizer.state_dict(), spent_s=config.budget_s)
+    save_state(path, optimizer.state_dict(), step=step, spent_s=config.budget_s)
     network = network.float()
     with torch.no_grad():
         for (_, parameter), master in zip(named, optimizer.masters, strict=True):

@@ -144,14 +144,14 @@ class MainTrainer:
         )
 
     def _losses(self, samples: list[list[Segment]], tasks: list[str]) -> dict[str, Tensor]:
-        packed = pack(samples, special_ids=self.special_ids, config=self.model.config)
+        packed = pack(samples, special_ids=self.special_ids, config=self.model.config).to(self.model.device)
         out = self.model.train_forward(packed, soft_table=self.soft())
         values: dict[str, Tensor] = {}
         loss = out.mse.new_zeros(())
         if len(out.ce):
             is_end = packed.ce_labels == self.special_ids.im_end
             weight = torch.where(is_end, _END_WEIGHT, 1.0)
-            verdict = torch.isin(packed.ce_labels, torch.tensor(self._verdicts()))
+            verdict = torch.isin(packed.ce_labels, torch.tensor(self._verdicts(), device=packed.ce_labels.device))
             weight = torch.where(verdict, 2.0, weight)
             values["ce"] = (out.ce * weight).sum() / weight.sum()
             if bool(verdict.any()):
@@ -161,7 +161,7 @@ class MainTrainer:
             per_token = out.mse.mean(dim=1)
             values["flow"] = per_token.mean()
             for task in ("draw", "draw_ref", "edit"):
-                chosen = torch.tensor([i for i, t in enumerate(tasks) if t == task])
+                chosen = torch.tensor([i for i, t in enumerate(tasks) if t == task], device=out.mse_sample.device)
                 of_task = torch.isin(out.mse_sample, chosen)
                 if bool(of_task.any()):
                     values[f"flow_{task}"] = per_token[of_task].mean()

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from omnifarm.backbone.native import fast_dtype
+
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -149,13 +151,14 @@ class MasterOptimizer:
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
-    """Return approximately U V^T of every matrix's singular value decomposition (five Newton-Schulz steps, bf16).
+    """Return approximately U V^T of every matrix's singular value decomposition (five Newton-Schulz steps).
 
     Args:
         matrices: (B, rows, columns) float32.
     """
     a, b, c = _NEWTON_SCHULZ
-    x = matrices.bfloat16()
+    # bf16 is exact enough for an approximation, and float32 fifty times faster where bf16 is not multiplied.
+    x = matrices.to(fast_dtype(matrices.device))
     is_tall = x.shape[1] > x.shape[2]
     if is_tall:
         x = x.mT

@@ -172,7 +172,7 @@ class Sampler:
 
     def _replay(self, group: Group, who: Introduction, *, is_open: bool) -> list[Segment]:
         rng = self.rng
-        shown = [self._exemplar(name) for name in rng.sample(_INVENTED, rng.choice((0, 0, 1, 2, 3)))]
+        shown = [self._exemplar(name) for name in rng.sample(_INVENTED, rng.choice((0, 0, 0, 1, 2, 3, 4, 5, 6)))]
         if is_open and rng.random() < 0.8:
             replay = rng.choice(replays(group.facts, NAME, wording=rng.randrange(2)))
         else:
@@ -200,7 +200,11 @@ class Sampler:
             name = f"the {identity.noun} on the {'left' if scene.subjects[position].x < 48 else 'right'}"
         else:
             name = f"the {identity.noun}"
-        turns = [*self._some(appearance_turns(identity, name), 3), *rng.sample(scene_turns(scene, position, name), 2)]
+        # "On which side is the dog on the left?" would answer itself.
+        about_scene = [
+            turn for turn in scene_turns(scene, position, name) if turn.topic != "side" or " on the " not in name
+        ]
+        turns = [*self._some(appearance_turns(identity, name), 3), *rng.sample(about_scene, 2)]
         rng.shuffle(turns)
         return [self.vit(index, view), *flatten([self.turn(turn, None) for turn in turns])]
 

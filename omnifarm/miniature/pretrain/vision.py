@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from omnifarm.backbone.model import Backbone
+from omnifarm.backbone.native import fast_dtype
 from omnifarm.backbone.positions import grid_position_ids
 from omnifarm.backbone.vit import VisionModel, plan_images
 from omnifarm.miniature.draw_place import PLACES
@@ -114,19 +115,21 @@ def train_vision(
         groups: What is on them.
     """
     torch.manual_seed(config.seed)
-    rng = np.random.default_rng(config.seed)
     _initialise(model.vit_model)
-    trainer = VisionTrainer(model.vit_model, width=int(model.config.vit.hidden_size)).to(torch.bfloat16)
+    trainer = VisionTrainer(model.vit_model, width=int(model.config.vit.hidden_size)).to(fast_dtype("cpu"))
     names = ("position", "heads", "settings", "projection")
     optimizer = MasterOptimizer(trainer.named_parameters(), config=config.optimizer, adam_only=names)
-    recorder, state_path, spent = Recorder(folder / "vision.jsonl"), folder / "vision_state.safetensors", 0.0
+    recorder, state_path = Recorder(folder / "vision.jsonl"), folder / "vision_state.safetensors"
+    spent, step = 0.0, 0
     if state_path.is_file():
         state, facts = load_state(state_path)
         optimizer.load_state_dict(state)
-        spent = facts["spent_s"]
+        spent, step = facts["spent_s"], facts["step"]
+    # What was seen before an interruption is not to be seen again in the same order.
+    rng = np.random.default_rng([config.seed, step])
     targets = torch.tensor([list(labels(group.first).values()) for group in groups])
     settings = torch.tensor([[_setting(group, view) for view in (corpus.FIRST, corpus.BOTH)] for group in groups])
-    start, saved, step = time.monotonic() - spent, time.monotonic(), 0
+    start, saved = time.monotonic() - spent, time.monotonic()
     while (fraction := (time.monotonic() - start) / config.budget_s) < 1:
         chosen = torch.from_numpy(rng.integers(0, len(groups), config.batch_size))
         pixels, share = _batch(rng, pictures, chosen)
@@ -140,9 +143,9 @@ def train_vision(
         if time.monotonic() - saved > 60:
             saved = time.monotonic()
             recorder.write(seconds=round(saved - start, 1), skipped=optimizer.num_skipped)
-            save_state(state_path, optimizer.state_dict(), spent_s=saved - start)
+            save_state(state_path, optimizer.state_dict(), step=step, spent_s=saved - start)
     recorder.write(final=True)
-    save_state(state_path, optimizer.state_dict(), spent_s=config.budget_s)
+    save_state(state_path, optimizer.state_dict(), step=step, spent_s=config.budget_s)
     masters = dict(zip((name for name, _ in trainer.named_parameters()), optimizer.masters, strict=True))
     model.vit_model.to(torch.float32)
     with torch.no_grad():

@@ -102,6 +102,56 @@ def test_edits_show_the_source_before_the_instruction(sampler):
         assert all(index < len(kinds) - 1 for index in pictures)
 
 
+class Listening(Sampler):
+    """Remembers what was asked."""
+
+    def turn(self, turn, who):
+        self.heard.append(turn)
+        return super().turn(turn, who)
+
+
+def test_no_question_about_a_picture_says_its_own_answer(sampler):
+    listening = Listening(groups=sampler.groups, features=sampler.features, writer=sampler.writer)
+    listening.heard = []
+    for _ in range(300):
+        listening.draw("watch")
+    assert any(" on the left" in turn.question for turn in listening.heard)
+    for turn in listening.heard:
+        assert turn.answer.rstrip(".").lower() not in turn.question.lower(), turn
+
+
+def test_replays_are_shown_with_none_to_six_examples(sampler):
+    who = sampler.writer.by_text(random.Random(0), sampler.groups[0].first)
+    begin = sampler.writer.encode("Request:")
+    counts = set()
+    for _ in range(200):
+        ids = sampler._replay(sampler.groups[0], who, is_open=True)[0].ids
+        counts.add(sum(ids[i : i + len(begin)] == begin for i in range(len(ids))) - 1)
+    assert counts == set(range(7))
+
+
+def test_every_condition_is_left_out_now_and_then(sampler):
+    kinds = {"text": 0, "vae": 0, "vit": 0}
+    for _ in range(300):
+        parts, _ = sampler._edit_parts(0)
+        kinds["text"] += not any(isinstance(part, TextSegment) for part in parts)
+        kinds["vae"] += not any(isinstance(part, LatentSegment) for part in parts)
+        kinds["vit"] += not any(isinstance(part, VitSegment) for part in parts)
+    shares = {name: count / 300 for name, count in kinds.items()}
+    assert shares == pytest.approx({"text": 0.1, "vae": 0.05, "vit": 0.3 * 0.95}, abs=0.08)
+
+
+def test_edits_from_pictures_of_two_change_the_one_who_is_named():
+    for index in range(20):
+        group = make_group(5, index)
+        for source, view, edit in zip(corpus.EDIT_SOURCES, corpus.EDITED, group.edits, strict=True):
+            before, after = group.scenes[source], group.scenes[view]
+            assert after == edit.target
+            if source == corpus.BOTH:
+                other = before.subjects[before.index_of(group.second)]
+                assert other in after.subjects
+
+
 def test_orthogonalised_matrices_have_singular_values_near_one():
     values = torch.linalg.svdvals(orthogonalised(torch.randn(2, 24, 48, generator=torch.Generator().manual_seed(0))))
     assert values.min() > 0.5
