@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -56,11 +57,12 @@ def evaluate(plan: EvaluationPlan, *, workers: int) -> dict[str, Any]:
         workers: Processes, one thread each.
 
     Returns:
-        The report: `metrics` (means), `intervals` (95 %, bootstrap over concepts), `baselines`, `minutes` of
-        learning, `concepts` (values of each).
+        The report: `metrics` (means), `intervals` (95 %, bootstrap over concepts), `baselines` and
+        `baseline_intervals`, `minutes` of learning, `concepts` (values of each).
     """
     from omnifarm.miniature.benchmark import draw_benchmark
     from omnifarm.miniature.benchmark_files import write_plain
+    from omnifarm.miniature.measures import psnr_of
 
     concepts = draw_benchmark(plan.seed, num_persons=plan.persons, num_pets=plan.pets, num_objects=plan.objects)
     write_plain(plan.folder / "concepts", concepts)
@@ -86,11 +88,12 @@ def evaluate(plan: EvaluationPlan, *, workers: int) -> dict[str, Any]:
     by_name = {name: values for part in parts for name, values in part["concepts"].items()}
     ordered = {concept.name: by_name[concept.name] for concept in concepts}
     summary = _summary([values["learned"] for values in ordered.values()])
-    summary["metrics"]["codec_subject_psnr"] = round(float(np.mean([part["codec_subject_psnr"] for part in parts])), 2)
+    summary["metrics"]["codec_subject_psnr"] = round(psnr_of([part["codec_subject_error"] for part in parts]), 2)
     return {
         "seed": plan.seed,
         **summary,
-        "baselines": _baselines(list(ordered.values())),
+        "baselines": _baselines(list(ordered.values()), part="metrics"),
+        "baseline_intervals": _baselines(list(ordered.values()), part="intervals"),
         "minutes": round(max(part["learning_s"] for part in parts) / 60, 2),
         "concepts": ordered,
     }
@@ -115,6 +118,7 @@ def _work(plan: EvaluationPlan, share: Sequence[int], ticks: "Queue[tuple[str, i
     learning_s = time.monotonic() - began
     loaded = load_backbone(plan.backbone)
     judge = Judge.load(resolve_folder(plan.backbone))
+    round_trip_of = partial(round_trip, loaded)
     ticks.put(("total measuring", len(mine)))
     results: dict[str, Any] = {}
     rows = []
@@ -122,9 +126,7 @@ def _work(plan: EvaluationPlan, share: Sequence[int], ticks: "Queue[tuple[str, i
         learned = LearnedSystem(loaded, store=plan.folder / "store", name=concept.name)
         pictures = measures.measure_drawings(concept, learned, judge)
         replayed = measures.measure_replay(concept, learned, judge)
-        removed = measures.measure_removals(
-            concept, learned, judge, round_trip=lambda picture: round_trip(loaded, picture)
-        )
+        removed = measures.measure_removals(concept, learned, judge, round_trip=round_trip_of)
         edited = measures.measure_edits(concept, learned, judge)
         values = measures.measure_answers(concept, learned)
         for measured in (pictures, replayed, removed, edited):
@@ -135,14 +137,21 @@ def _work(plan: EvaluationPlan, share: Sequence[int], ticks: "Queue[tuple[str, i
         for kind in BASELINES if plan.baselines else ():
             system = PromptedSystem(loaded, concept, kind=kind)  # type: ignore[arg-type]
             drawn = measures.measure_drawings(concept, system, judge)
-            result[kind] = {**measures.measure_answers(concept, system), **drawn.values}
+            result[kind] = measures.measure_answers(concept, system)
+            for measured in (
+                drawn,
+                measures.measure_replay(concept, system, judge, replays=False),
+                measures.measure_removals(concept, system, judge, round_trip=round_trip_of),
+                measures.measure_edits(concept, system, judge),
+            ):
+                result[kind] |= measured.values
             row.append(drawn.pictures["drawn"][0])
         rows.append([*row, *removed.pictures["removal"][:4], *edited.pictures["edit"]])
         results[concept.name] = result
         ticks.put(("measuring", 1))
     sheet(rows).save(plan.folder / f"sheet{share[0]}.png")
-    psnr = measures.codec_subject_psnr(mine, round_trip=lambda picture: round_trip(loaded, picture))
-    return {"concepts": results, "learning_s": learning_s, "codec_subject_psnr": psnr}
+    error = measures.codec_subject_error(mine, round_trip=round_trip_of)
+    return {"concepts": results, "learning_s": learning_s, "codec_subject_error": error}
 
 
 def _learn(plan: EvaluationPlan, names: Sequence[str], ticks: "Queue[tuple[str, int]]") -> None:
@@ -179,21 +188,22 @@ def _learn(plan: EvaluationPlan, names: Sequence[str], ticks: "Queue[tuple[str, 
 
 
 def _summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Return means and 95 % intervals over concepts, and the edit operations' mean and least mean."""
-    names = list(rows[0])
+    """Return means and 95 % intervals over concepts, and the same of the edit operations' mean and least mean."""
     rng = np.random.default_rng(0)
-    metrics: dict[str, float] = {}
-    intervals: dict[str, list[float]] = {}
-    for name in names:
-        values = np.array([row[name] for row in rows], float)
-        metrics[name] = round(float(np.nanmean(values)), 4)
-        means = np.nanmean(values[rng.integers(0, len(values), (_BOOTSTRAPS, len(values)))], axis=1)
-        intervals[name] = [round(float(q), 4) for q in np.quantile(means, (0.025, 0.975))]
-    operations = [value for name, value in metrics.items() if name.startswith(_EDITS)]
+    # The first row holds the concepts as they are, the others are drawn from them: of concepts, not of values, so that
+    # the operations of one draw are those of the same concepts.
+    draws = np.vstack([np.arange(len(rows)), rng.integers(0, len(rows), (_BOOTSTRAPS, len(rows)))])
+    means = {name: np.nanmean(np.array([row[name] for row in rows], float)[draws], axis=1) for name in rows[0]}
+    operations = [values for name, values in means.items() if name.startswith(_EDITS)]
     if operations:
-        metrics["edit_mean"] = round(float(np.mean(operations)), 4)
-        metrics["edit_min"] = min(operations)
-    return {"metrics": metrics, "intervals": intervals}
+        means |= {"edit_mean": np.mean(operations, axis=0), "edit_min": np.min(operations, axis=0)}
+    return {
+        "metrics": {name: round(float(values[0]), 4) for name, values in means.items()},
+        "intervals": {
+            name: [round(float(q), 4) for q in np.nanquantile(values[1:], (0.025, 0.975))]
+            for name, values in means.items()
+        },
+    }
 
 
 def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -236,9 +246,9 @@ def compare(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, An
     return {"seeds": sorted(names), "num_concepts": len(pairs), "metrics": metrics}
 
 
-def _baselines(results: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+def _baselines(results: Sequence[Mapping[str, Mapping[str, float]]], *, part: str) -> dict[str, dict[str, Any]]:
     kinds = [kind for kind in results[0] if kind != "learned"]
-    return {kind: _summary([result[kind] for result in results])["metrics"] for kind in kinds}
+    return {kind: _summary([result[kind] for result in results])[part] for kind in kinds}
 
 
 def default_workers() -> int:

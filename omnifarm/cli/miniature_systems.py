@@ -95,7 +95,9 @@ class PromptedSystem:
         if self._kind == "tp":
             return [" ".join((self._concept.info, *self._concept.extra_info))]
         if self._kind == "ip":
-            return [f"{NAME} is", Image.fromarray(render(self._concept.train[0]))]
+            # By day if there is such a photo: colours at night are nobody's own.
+            photo = next((scene for scene in self._concept.train if scene.light == "day"), self._concept.train[0])
+            return [f"{NAME} is", Image.fromarray(render(photo))]
         return []
 
     def _said(self, text: str) -> str:

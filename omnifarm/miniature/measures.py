@@ -4,6 +4,7 @@ A system is anything that answers, draws and edits; the judge reads its pictures
 exactly. Knows no model.
 """
 
+import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ Pixels = NDArray[np.uint8]
 """(96, 96, 3)."""
 
 KEPT = 0.7
-"""Share of an identity's attributes that must be seen for it to count as kept by an edit."""
+"""Share of an identity's attributes that must be seen for it to count as kept by an edit or left by a removal."""
 
 NUM_PLACES = 4
 """Drawings per concept from which identity and place are read."""
@@ -79,7 +80,7 @@ def measure_answers(concept: BenchmarkConcept, system: System) -> dict[str, floa
 
 def measure_drawings(concept: BenchmarkConcept, system: System, judge: Judge) -> Measured:
     """Return `gen_identity` (mean share of attributes read back) and `gen_place` over pictures in named places."""
-    away = [place for place in PLACES if place != concept.facts.home][:NUM_PLACES]
+    away = random.Random(concept.name).sample([place for place in PLACES if place != concept.facts.home], NUM_PLACES)
     drawn = [system.draw(f"A photo of {NAME} {AT_PLACE[place]}.", replay=False, seed=i) for i, place in enumerate(away)]
     readings = judge.read(np.stack(drawn))
     values = {
@@ -89,11 +90,14 @@ def measure_drawings(concept: BenchmarkConcept, system: System, judge: Judge) ->
     return Measured(values=values, pictures={"drawn": drawn})
 
 
-def measure_replay(concept: BenchmarkConcept, system: System, judge: Judge) -> Measured:
-    """Return `parg_replay` and `parg_no_replay`: how often the fact that a request leans on is drawn."""
+def measure_replay(concept: BenchmarkConcept, system: System, judge: Judge, *, replays: bool = True) -> Measured:
+    """Return `parg_replay` and `parg_no_replay`: how often the fact that a request leans on is drawn.
+
+    Without `replays`, for systems that cannot replay, the first is left out.
+    """
     values: dict[str, float] = {}
     pictures: dict[str, list[Pixels]] = {}
-    for name, replay in (("parg_replay", True), ("parg_no_replay", False)):
+    for name, replay in (("parg_replay", True), ("parg_no_replay", False))[0 if replays else 1 :]:
         drawn = [system.draw(one.request, replay=replay, seed=i) for i, one in enumerate(concept.replays)]
         readings = judge.read(np.stack(drawn))
         values[name] = _mean(
@@ -108,8 +112,10 @@ def measure_removals(
 ) -> Measured:
     """Return `removal_right` and `removal_psnr_gap_db` over scenes with somebody else.
 
-    Right means: one subject is left, and it looks more like the other than like the concept. The gap is the
-    codec's own PSNR outside the subject's mask minus that of the result, both against the exact target.
+    Right means: one subject is left, it is the other as far as an edit must keep somebody, and it looks more like the
+    other than like the concept. The gap is the codec's own PSNR outside the subject's mask minus that of the result,
+    both against the exact target, and no removal counts as better than the codec: one that changes nothing, which keeps
+    all pixels, would otherwise make up for many bad ones.
     """
     right, gaps, pictures = [], [], []
     for seed, case in enumerate(concept.test_removals):
@@ -118,11 +124,12 @@ def measure_removals(
         reading = judge.read(result[None])[0]
         other = case.edit.target.subjects[0].identity
         left = reading.subjects[0] if len(reading.subjects) == 1 else None
-        right.append(left is not None and left.agreement(other) > left.agreement(concept.identity))
+        kept = 0.0 if left is None else left.agreement(other)
+        right.append(left is not None and kept >= KEPT and kept > left.agreement(concept.identity))
         index = case.source.index_of(concept.identity)
         assert index is not None
         outside = ~subject_mask(case.source, index)
-        gaps.append(psnr(round_trip(target), target, outside) - psnr(result, target, outside))
+        gaps.append(max(0.0, psnr(round_trip(target), target, outside) - psnr(result, target, outside)))
         pictures += [source, result]
     values = {"removal_right": _mean(right), "removal_psnr_gap_db": float(np.mean(gaps))}
     return Measured(values=values, pictures={"removal": pictures})
@@ -165,8 +172,13 @@ def psnr(picture: Pixels, truth: Pixels, mask: NDArray[np.bool_]) -> float:
     return float(-10 * np.log10(max(np.square(error).mean(), 1e-6)))
 
 
-def codec_subject_psnr(concepts: Sequence[BenchmarkConcept], *, round_trip: Callable[[Pixels], Pixels]) -> float:
-    """Return the codec's PSNR in dB over the subject pixels of all test photos together."""
+def codec_subject_error(
+    concepts: Sequence[BenchmarkConcept], *, round_trip: Callable[[Pixels], Pixels]
+) -> tuple[float, int]:
+    """Return the codec's squared error summed over the subject pixels of all test photos, and how many numbers that is.
+
+    Sums of several shares of a benchmark add up; `psnr_of` says what they are in dB.
+    """
     errors = []
     for concept in concepts:
         for scene in concept.test:
@@ -174,7 +186,13 @@ def codec_subject_psnr(concepts: Sequence[BenchmarkConcept], *, round_trip: Call
             assert index is not None
             mask, truth = subject_mask(scene, index), render(scene)
             errors.append((round_trip(truth)[mask].astype(np.float64) - truth[mask]) / 255)
-    return float(-10 * np.log10(np.square(np.concatenate(errors)).mean()))
+    together = np.square(np.concatenate(errors))
+    return float(together.sum()), together.size
+
+
+def psnr_of(errors: Sequence[tuple[float, int]]) -> float:
+    """Return the peak signal-to-noise ratio in dB of several sums of squared errors (of values in 0..1)."""
+    return float(-10 * np.log10(sum(error for error, _ in errors) / sum(size for _, size in errors)))
 
 
 def same_answer(given: str, expected: str) -> bool:
