@@ -3,7 +3,8 @@
     drivers/<driver>.json      what a driver wants, until when; renewed while it lives
 
 Nobody divides for the others: each driver reads all demands, computes everybody's share by the same rule and keeps to
-its own. A dead driver's demand runs out like a lease.
+its own. A dead driver's demand runs out like a lease. Where not everybody can be served at once, turns are taken by the
+clock, so clocks must agree to within seconds, as leases demand anyway.
 """
 
 import heapq
@@ -19,6 +20,10 @@ PREFIX = "drivers/"
 """Keys of all demands begin with this."""
 
 
+TURN_S = 600.0
+"""Seconds of one turn; a driver of priority p has p + 1 turns in a row. Long beside a cell's start, which it costs."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Demand:
     """What one driver could use."""
@@ -27,29 +32,53 @@ class Demand:
     """Workers it has concepts for (>= 0)."""
     priority: int
     """From 0 to 9; a driver of priority p gets p + 1 parts where one of priority 0 gets one."""
+    cell: int = 1
+    """Workers that are of use only together, those of a whole cell; 1 where any number will do."""
 
 
-def fair_shares(capacity: int, demands: Mapping[str, Demand]) -> dict[str, int]:
+def fair_shares(capacity: int, demands: Mapping[str, Demand], *, turn: int = 0) -> dict[str, int]:
     """Divide workers by weighted max-min fairness: nobody gets more than it wants, the rest goes to those who do.
+
+    Shares are whole cells; what is too little for one driver's next cell goes to others. If somebody then has nothing,
+    the drivers take turns at being served first, each with its first cell: whoever has a cell that the cluster can
+    hold trains, sooner or later, however long the others go on.
 
     Args:
         capacity: Workers that the cluster can hold (>= 0).
         demands: By driver.
+        turn: Number of the present turn (>= 0), the same for all: seconds since the epoch // TURN_S.
 
     Returns:
-        Whole workers by driver; together at most `capacity`. The same for everybody who asks.
+        Workers by driver, in whole cells; together at most `capacity`. The same for everybody who asks.
     """
+    able = {name: demand for name, demand in sorted(demands.items()) if demand.workers > 0 and demand.cell <= capacity}
+    shares = _divide(capacity, able, first=None)
+    if not all(shares.values()):
+        wheel = [name for name, demand in able.items() for _ in range(demand.priority + 1)]
+        shares = _divide(capacity, able, first=wheel[turn % len(wheel)])
+    return {name: shares.get(name, 0) for name in demands}
+
+
+def _divide(capacity: int, demands: Mapping[str, Demand], *, first: str | None) -> dict[str, int]:
+    """Give cell after cell to the driver that is served worst in relation to its weight, the first to `first`."""
+    names = list(demands)
+    begin = 0 if first is None else names.index(first)
     shares = dict.fromkeys(demands, 0)
-    # The driver that is served worst in relation to its weight gets the next worker.
-    waiting = [(1 / (demand.priority + 1), name) for name, demand in sorted(demands.items()) if demand.workers > 0]
+    waiting = [
+        # Among equals those who come after the first in the round go before those who were first not long ago.
+        (0.0 if name == first else demands[name].cell / (demands[name].priority + 1), rank, name)
+        for rank, name in enumerate(names[begin:] + names[:begin])
+    ]
     heapq.heapify(waiting)
-    for _ in range(capacity):
-        if not waiting:
-            break
-        _, name = heapq.heappop(waiting)
-        shares[name] += 1
-        if shares[name] < demands[name].workers:
-            heapq.heappush(waiting, ((shares[name] + 1) / (demands[name].priority + 1), name))
+    while waiting:
+        _, rank, name = heapq.heappop(waiting)
+        demand = demands[name]
+        if demand.cell > capacity:
+            continue
+        capacity -= demand.cell
+        shares[name] += demand.cell
+        if shares[name] < demand.workers:
+            heapq.heappush(waiting, ((shares[name] + demand.cell) / (demand.priority + 1), rank, name))
     return shares
 
 

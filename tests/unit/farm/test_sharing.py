@@ -7,8 +7,22 @@ from omnifarm.farm.sharing import Demand, DriverRegistry, fair_shares
 from omnifarm.store.memory import MemoryStore
 
 
-def demand(workers: int, priority: int = 0) -> Demand:
-    return Demand(workers=workers, priority=priority)
+def demand(workers: int, priority: int = 0, cell: int = 1) -> Demand:
+    return Demand(workers=workers, priority=priority, cell=cell)
+
+
+DEMANDS = st.dictionaries(
+    st.sampled_from("abcdef"),
+    st.builds(
+        lambda cells, cell, priority: demand(cells * cell, priority, cell),
+        st.integers(0, 12), st.sampled_from([1, 1, 2, 4, 7]), st.integers(0, 9),
+    ),
+)  # fmt: skip
+
+
+def able(capacity: int, demands: dict[str, Demand]) -> set[str]:
+    """Return the drivers of which the cluster could hold a cell."""
+    return {name for name, one in demands.items() if one.workers and one.cell <= capacity}
 
 
 @pytest.mark.parametrize(
@@ -32,16 +46,75 @@ def test_priorities_are_weights() -> None:
     assert fair_shares(8, {"a": demand(99, priority=0), "b": demand(99, priority=2)}) == {"a": 2, "b": 6}
 
 
-@given(
-    capacity=st.integers(0, 60),
-    demands=st.dictionaries(
-        st.sampled_from("abcdef"), st.builds(Demand, workers=st.integers(0, 30), priority=st.integers(0, 9))
-    ),
+@pytest.mark.parametrize(
+    ("capacity", "demands", "expected"),
+    [
+        # Halves of 2 would be of use to neither.
+        (4, {"a": demand(4, cell=4), "b": demand(4, cell=4)}, {"a": 4, "b": 0}),
+        (6, {"a": demand(8, cell=4), "b": demand(9)}, {"a": 4, "b": 2}),
+        (9, {"a": demand(8, cell=4), "b": demand(9)}, {"a": 4, "b": 5}),
+        (7, {"a": demand(4, cell=4), "b": demand(4, cell=4), "c": demand(2, cell=2)}, {"a": 4, "b": 0, "c": 2}),
+        (3, {"a": demand(4, cell=4), "b": demand(1)}, {"a": 0, "b": 1}),
+    ],
 )
-def test_nothing_is_left_idle_and_nobody_gets_too_much(capacity: int, demands: dict[str, Demand]) -> None:
-    shares = fair_shares(capacity, demands)
-    assert all(0 <= share <= demands[name].workers for name, share in shares.items())
-    assert sum(shares.values()) == min(capacity, sum(one.workers for one in demands.values()))
+def test_shares_are_whole_cells_and_the_remainder_goes_to_the_first_that_fits(
+    capacity: int, demands: dict[str, Demand], expected: dict[str, int]
+) -> None:
+    assert fair_shares(capacity, demands) == expected
+
+
+def turns(capacity: int, demands: dict[str, Demand], *, count: int) -> list[dict[str, int]]:
+    return [fair_shares(capacity, demands, turn=turn) for turn in range(count)]
+
+
+def test_two_jobs_of_which_one_fits_take_turns_by_priority() -> None:
+    low, high = demand(4, priority=0, cell=4), demand(4, priority=2, cell=4)
+    served = [max(shares, key=lambda name: shares[name]) for shares in turns(4, {"a": low, "b": high}, count=8)]
+    assert served == ["a", "b", "b", "b"] * 2
+
+
+def test_a_job_of_large_cells_gets_its_turn_beside_one_that_takes_any_worker() -> None:
+    assert turns(8, {"a": demand(99), "b": demand(8, cell=8)}, count=3) == [
+        {"a": 8, "b": 0},
+        {"a": 0, "b": 8},
+        {"a": 8, "b": 0},
+    ]
+
+
+def test_where_everybody_is_served_nobody_takes_turns() -> None:
+    demands = {"a": demand(8, cell=4), "b": demand(9)}
+    assert len({tuple(shares.items()) for shares in turns(10, demands, count=20)}) == 1
+
+
+@given(capacity=st.integers(0, 40), demands=DEMANDS, turn=st.integers(0, 10**9))
+def test_shares_are_whole_cells_that_are_wanted_and_no_cell_that_fits_is_left_out(
+    capacity: int, demands: dict[str, Demand], turn: int
+) -> None:
+    shares = fair_shares(capacity, demands, turn=turn)
+    assert shares.keys() == demands.keys()
+    assert all(share % demands[name].cell == 0 and share <= demands[name].workers for name, share in shares.items())
+    left = capacity - sum(shares.values())
+    assert left >= 0
+    assert all(one.workers == shares[name] or one.cell > left for name, one in demands.items())
+
+
+@given(capacity=st.integers(0, 40), demands=DEMANDS)
+def test_somebody_always_trains_and_everybody_does_in_turn(capacity: int, demands: dict[str, Demand]) -> None:
+    round_of_turns = turns(capacity, demands, count=sum(one.priority + 1 for one in demands.values()) or 1)
+    trained = [{name for name, share in shares.items() if share} for shares in round_of_turns]
+    assert all(trained) or not able(capacity, demands)
+    assert set().union(*trained) == able(capacity, demands)
+
+
+@given(capacity=st.integers(0, 40), demands=DEMANDS, turn=st.integers(0, 10**9))
+def test_when_those_who_train_end_all_others_come_to_train(
+    capacity: int, demands: dict[str, Demand], turn: int
+) -> None:
+    waiting, trained = dict(demands), set[str]()
+    while ended := {name for name, share in fair_shares(capacity, waiting, turn=turn).items() if share}:
+        trained |= ended
+        waiting = {name: one for name, one in waiting.items() if name not in ended}
+    assert trained == able(capacity, demands)
 
 
 def test_a_dead_drivers_demand_runs_out() -> None:
@@ -49,9 +122,9 @@ def test_a_dead_drivers_demand_runs_out() -> None:
     registry = DriverRegistry(store, clock=clock, ttl_s=60)
     registry.announce("a", demand(3))
     clock.advance_s(40)
-    registry.announce("b", demand(4, priority=9))
-    assert registry.present() == {"a": demand(3), "b": demand(4, priority=9)}
+    registry.announce("b", demand(4, priority=9, cell=2))
+    assert registry.present() == {"a": demand(3), "b": demand(4, priority=9, cell=2)}
     clock.advance_s(30)
-    assert registry.present() == {"b": demand(4, priority=9)}
+    assert registry.present() == {"b": demand(4, priority=9, cell=2)}
     registry.leave("b")
     assert list(store.list()) == []
