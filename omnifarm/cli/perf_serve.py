@@ -26,7 +26,8 @@ from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tens
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.soft_tokens import SoftTokens
 from omnifarm.errors import ConfigError, ServingError
-from omnifarm.serving.engine import Capacity, Engine
+from omnifarm.serving.capacity import Capacity
+from omnifarm.serving.engine import Engine
 from omnifarm.serving.requests import Answer, Request, Result
 from omnifarm.store.local import LocalStore
 from omnifarm.training.precision import precision_of, weights_dtype

@@ -10,7 +10,6 @@ thread of its own (`worker.py`). Knows no HTTP and no Ray.
 import itertools
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 from PIL.Image import Image
@@ -22,6 +21,7 @@ from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.concept.artifact import ArtifactManifest
 from omnifarm.errors import OmniFarmError
+from omnifarm.serving.capacity import Capacity, usual_budget
 from omnifarm.serving.door import Door
 from omnifarm.serving.events import Cancelled, Failed, Finished, Listener, Ticket
 from omnifarm.serving.footprint import Footprint
@@ -32,26 +32,9 @@ from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.requests import Answer, AskRequest, GenerateRequest, Limits, Picture, Request, Result
 from omnifarm.serving.resident import Repositories, Resident, ResidentConcepts
 from omnifarm.serving.runner import Runner
-from omnifarm.serving.scheduler import Budget
 from omnifarm.serving.scripts import Scripts
 from omnifarm.serving.stopwatch import Stopwatch
 from omnifarm.serving.work import Script
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Capacity:
-    """What the engine may use."""
-
-    cached_tokens: int = 65536
-    """Rows of keys and values for everything under way and everything kept (miniature: 9 kB each)."""
-    kept_prefixes: float = 0.25
-    """Largest share of them that system prompts and worked examples may hold between requests."""
-    concepts: int = 16384
-    """Concepts in memory."""
-    refresh_s: float = 2.0
-    """Seconds after which a concept in use is looked up again."""
-    budget: Budget = field(default_factory=Budget)
-    """What one step may cost."""
 
 
 class Engine:
@@ -106,7 +89,7 @@ class Engine:
             Runner(loaded, pool=self._pool),
             pool=self._pool,
             prefixes=self._prefixes,
-            budget=capacity.budget,
+            budget=capacity.budget or usual_budget(loaded.config, device=loaded.model.device),
             soft_table=lambda: self._residents.table,
             max_waiting=self.door.limits.max_waiting,
         )

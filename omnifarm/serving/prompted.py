@@ -20,6 +20,7 @@ from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import SystemClock
 from omnifarm.errors import OmniFarmError
 from omnifarm.seeding import generator
+from omnifarm.serving.capacity import usual_budget
 from omnifarm.serving.door import Door
 from omnifarm.serving.footprint import Footprint
 from omnifarm.serving.keeping import keep_unchanged
@@ -28,7 +29,6 @@ from omnifarm.serving.prefixes import PrefixCache
 from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.requests import Limits
 from omnifarm.serving.runner import Runner
-from omnifarm.serving.scheduler import Budget
 from omnifarm.serving.scripts import Moves, Scripts
 from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Latents, Read, Script, Write
 
@@ -59,7 +59,7 @@ class Prompted:
             Runner(loaded, pool=pool),
             pool=pool,
             prefixes=PrefixCache(max_rows=0),
-            budget=Budget(),
+            budget=usual_budget(loaded.config, device=loaded.model.device),
             soft_table=lambda: None,
             max_waiting=_MAX_WAITING,
         )

@@ -45,6 +45,11 @@ class Budget:
     max_overtakes: int = 16
     """Later requests of other tenants that are let in before the first of a tenant's line."""
 
+    @classmethod
+    def of(cls, step_tokens: int) -> "Budget":
+        """Return a budget of so many tokens a step, the usual quarter of them for denoising beside text."""
+        return cls(step_tokens=step_tokens, draw_tokens_beside_text=max(1, step_tokens // 4))
+
     def __post_init__(self) -> None:
         for name in ("step_tokens", "draw_tokens_beside_text", "codec_jobs", "max_running", "max_overtakes"):
             if getattr(self, name) < 1:

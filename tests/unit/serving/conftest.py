@@ -7,7 +7,8 @@ import torch
 
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.concept.repository import ConceptRepository
-from omnifarm.serving.engine import Capacity, Engine
+from omnifarm.serving.capacity import Capacity
+from omnifarm.serving.engine import Engine
 from omnifarm.store.memory import MemoryStore
 from tests.unit.serving.concepts import CHECKPOINT, NAMES, STYLE, commit
 

@@ -7,7 +7,8 @@ import pytest
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import ServingError
-from omnifarm.serving.engine import Capacity, Engine
+from omnifarm.serving.capacity import Capacity
+from omnifarm.serving.engine import Engine
 from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.scheduler import Budget
 from tests.unit.serving.concepts import QUICK
