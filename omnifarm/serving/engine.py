@@ -94,6 +94,7 @@ class Engine:
             max_waiting=self.door.limits.max_waiting,
         )
         self._stepping = threading.Lock()
+        self._moved_s = self._clock.monotonic_s()
         self._numbers = itertools.count(1)
 
     @property
@@ -115,6 +116,14 @@ class Engine:
     def is_idle(self) -> bool:
         """Whether no request waits or is under way."""
         return self._loop.is_idle
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds for which there has been work and no step has ended that did any; 0 without work.
+
+        Grows while a step runs or hangs, while steps fail one after the other, and while nobody takes them.
+        """
+        return 0.0 if self.is_idle else self._clock.monotonic_s() - self._moved_s
 
     def list_concepts(self, tenant: str = "") -> list[ArtifactManifest]:
         """Return the newest manifest of every concept of a tenant that this backbone can use, by name."""
@@ -195,13 +204,19 @@ class Engine:
             on_end=lambda result, error: ticket.tell(_last(result, error)),
             labels=tuple(resident.label for resident in residents),
         )
+        if self.is_idle:
+            self._moved_s = self._clock.monotonic_s()
         self._loop.submit(entry)
         return ticket
 
     def step(self) -> bool:
         """Take one step for everybody; return whether anything is left to do."""
         with self._stepping:
-            return self._loop.step()
+            before = self._loop.num_steps
+            is_left = self._loop.step()
+            if self._loop.num_steps > before or not is_left:
+                self._moved_s = self._clock.monotonic_s()
+            return is_left
 
     def statistics(self) -> dict[str, Any]:
         """Return counters and gauges: requests, steps, tokens by kind, cache hits, rows, concepts."""

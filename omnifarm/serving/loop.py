@@ -101,6 +101,11 @@ class Loop:
         self._tokens: Counter[str] = Counter({"read": 0, "write": 0, "draw": 0})
 
     @property
+    def num_steps(self) -> int:
+        """Steps in which something ran."""
+        return self._steps
+
+    @property
     def num_running(self) -> int:
         """Requests under way."""
         return len(self._running)

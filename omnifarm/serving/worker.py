@@ -20,10 +20,13 @@ class EngineWorker:
 
     Args:
         engine: Nobody else needs to step it.
+        stall_s: Longest time without a finished step, while there is work, that `check` takes for health: more than
+            the longest step.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, stall_s: float = 300.0) -> None:
         self.engine = engine
+        self._stall_s = stall_s
         self._wake = threading.Event()
         self._is_closed = False
         self._open: set[Ticket] = set()
@@ -34,6 +37,22 @@ class EngineWorker:
     def is_alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    def check(self) -> None:
+        """Do nothing, unless the engine can answer nobody any more.
+
+        Raises:
+            ServingError: Its thread has ended, or there is work and no step has ended for `stall_s`.
+        """
+        if not self.is_alive:
+            raise ServingError("expected a running engine, found one that has ended; start another")
+        stalled_s = self.engine.stalled_s
+        if stalled_s > self._stall_s:
+            raise ServingError(
+                f"expected an engine with work to finish a step within {self._stall_s:.0f} s, found none for "
+                f"{stalled_s:.0f} s; start another, or allow longer steps",
+                stalled_s=stalled_s,
+            )
 
     def submit(self, request: Request, listener: Listener | None = None) -> Ticket:
         """Put a request in the line; see `Engine.submit`. Listeners are called in the engine's thread.
@@ -109,7 +128,8 @@ class EngineWorker:
                 has_work = self.engine.step()
             except Exception:  # noqa: BLE001 - the thread must live: requests of later steps may be sound
                 _LOG.exception("engine_step_failed")
-                has_work = not self.engine.is_idle
+                # Not at once: what fails every time would fill the log. `check` tells when it lasts.
+                has_work = False
             if has_work:
                 continue
             if self._is_closed:

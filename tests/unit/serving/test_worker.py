@@ -1,6 +1,7 @@
 """The engine in a thread of its own, followed from threads and from asyncio."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 
 from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.clock import ManualClock
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import ServingError, UnknownConceptError
 from omnifarm.serving.engine import Engine
-from omnifarm.serving.events import Cancelled, Finished, PartialImage, TextPiece
+from omnifarm.serving.events import Cancelled, Event, Finished, PartialImage, TextPiece
 from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.requests import Answer, Picture
 from omnifarm.serving.worker import EngineWorker
@@ -117,3 +119,49 @@ def test_a_listeners_mistake_does_not_stop_the_engine(worker: EngineWorker) -> N
     door = worker.engine.door
     assert isinstance(worker.submit(door.ask("Who?", max_tokens=2), mistaken).result(), Answer)
     assert isinstance(worker.submit(door.ask("Who?", max_tokens=2)).result(), Answer)
+
+
+def test_an_engine_that_ends_no_step_is_not_healthy(loaded: LoadedBackbone) -> None:
+    clock = ManualClock()
+    worker = EngineWorker(Engine(loaded, ConceptRepository(MemoryStore()), clock=clock), stall_s=10)
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(event: Event) -> None:
+        hangs.set()
+        goes_on.wait()
+
+    try:
+        clock.advance_s(100)
+        worker.check()
+        ticket = worker.submit(worker.engine.door.ask("Who?", max_tokens=4), hang)
+        hangs.wait()
+        worker.check()
+        clock.advance_s(9)
+        worker.check()
+        clock.advance_s(2)
+        with pytest.raises(ServingError, match="within 10 s, found none for 11 s"):
+            worker.check()
+        goes_on.set()
+        assert isinstance(ticket.result(), Answer)
+        worker.check()
+    finally:
+        goes_on.set()
+        worker.close()
+    with pytest.raises(ServingError, match="has ended"):
+        worker.check()
+
+
+def test_steps_that_do_something_are_health_however_long_the_request(loaded: LoadedBackbone) -> None:
+    clock = ManualClock()
+    engine = Engine(loaded, ConceptRepository(MemoryStore()), clock=clock)
+    engine.submit(engine.door.ask("Who?", max_tokens=9))
+    stalled_s = []
+    while True:
+        clock.advance_s(8)
+        stalled_s.append(engine.stalled_s)
+        if not engine.step():
+            break
+    assert len(stalled_s) > 5
+    assert set(stalled_s) == {8}
+    clock.advance_s(8)
+    assert engine.stalled_s == 0
