@@ -141,6 +141,7 @@ class CellFleet:
         self._run_cell = run_cell
         self._clock = clock
         self._metrics = metrics or NoMetrics()
+        self._order = Order.WORK
         self._cells: list[_Cell] = []
         self._stopped: list[str] = []
         self._num_started = 0
@@ -169,14 +170,21 @@ class CellFleet:
 
     def _is_done(self, is_over: Callable[[], bool]) -> bool:
         self._reap()
-        order = self._control.present()
-        if order is Order.STOP or (order is Order.DRAIN and not self._cells):
+        self._order = self._control.present()
+        if self._order is Order.STOP or (self._order is Order.DRAIN and not self._cells):
             return True
         return is_over() or self._queue.is_drained(self._plan.pool)
 
     def _adjust(self) -> None:
         """Look once, and start or stop cells."""
-        capacity = self._capacity()
+        # A cell started while the farm drains would find the order, leave and be replaced, until the last of the others ended.
+        if self._order is not Order.DRAIN:
+            self._follow(self._capacity())
+        self._metrics.gauge("omnifarm_cells", len(self._cells))
+        self._report_depths()
+
+    def _follow(self, capacity: int) -> None:
+        """Bring cells to what is this driver's of a cluster that holds `capacity` workers."""
         wanted = self._wanted(capacity)
         self._registry.announce(self._driver, Demand(workers=wanted, priority=self._plan.priority))
         demands = self._registry.present()
@@ -188,8 +196,6 @@ class CellFleet:
             self._stop(name)
         for size in decision.start:
             self._start(size)
-        self._metrics.gauge("omnifarm_cells", len(self._cells))
-        self._report_depths()
 
     def _report_depths(self) -> None:
         """Count the whole queue now and then: a request per thousand jobs, at most a twentieth of the time."""

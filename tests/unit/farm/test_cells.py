@@ -121,6 +121,31 @@ def test_cells_come_and_go_with_nodes_and_other_drivers() -> None:
     assert farm.queue.is_drained(POOL)
 
 
+def test_a_cell_that_ends_while_the_farm_drains_is_not_replaced() -> None:
+    farm = Farm(num_jobs=16)
+    may_end = {"d-0": threading.Event(), "d-1": threading.Event()}
+
+    def finish_what_is_held(name: str, size: int) -> None:
+        farm.cells.append((name, size))
+        if name in may_end:
+            assert may_end[name].wait(60)
+
+    fleet = farm.fleet(finish_what_is_held)
+    fleet._adjust()
+    first, second = (cell.thread for cell in fleet._cells)
+    farm.control.order(Order.DRAIN)
+    may_end["d-0"].set()
+    first.join(timeout=60)
+    for _ in range(3):
+        assert not fleet._is_done(lambda: False)
+        fleet._adjust()
+    may_end["d-1"].set()
+    second.join(timeout=60)
+    assert fleet._is_done(lambda: False)
+    assert farm.cells == [("d-0", 4), ("d-1", 4)]
+    assert not farm.queue.is_drained(POOL)
+
+
 def test_a_driver_reports_how_deep_the_whole_queue_is() -> None:
     farm, seen = Farm(num_jobs=5), dict[str, float]()
 
