@@ -9,6 +9,7 @@ Shape letters: N query rows, M key rows, H query heads, G key heads, d head widt
 padded lengths.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,11 +22,17 @@ from torch import Tensor
 from omnifarm.backbone.attention import AttentionGroup, AttentionPlan, attend
 from omnifarm.backbone.varlen_attention import VarlenRuns
 from omnifarm.errors import ConfigError
+from omnifarm.logs import event
+
+_logger = logging.getLogger(__name__)
 
 MAX_DENSE_ELEMENTS = 1 << 32
 """Largest N * M whose visibility `FlexBlocks` writes out while it builds its blocks."""
 _MATMUL_ELEMENTS = 1 << 20
 """Largest query times key length whose scores are worth writing out on the CPU."""
+_UNUSABLE = (ConfigError, RuntimeError, ImportError, OSError, AttributeError, TypeError, ValueError)
+"""What a kernel raises that this machine cannot run: a mask, type or head width it does not take, no compiler, no memory;
+a package built for another torch or CUDA, or one of another version."""
 
 
 class Attention(Protocol):
@@ -166,7 +173,7 @@ def fastest_kernel(
 ) -> tuple[str, dict[str, float]]:
     """Run every kernel forward and backward on a plan; return one that is as good as the fastest, and all seconds.
 
-    A kernel that this device cannot run is left out. The first of `among` within a fifth of the fastest is taken, so
+    A kernel that this device cannot run is left out, and the log says why. The first of `among` within a fifth of the fastest is taken, so
     that two that are equally fast are not chosen by chance: they round differently.
 
     Args:
@@ -195,9 +202,9 @@ def fastest_kernel(
             attention = KERNELS[name](plan, num_heads=num_heads, num_key_heads=num_key_heads, dtype=dtype)
             prepared_s = time.perf_counter() - started
             seconds[name] = prepared_s / num_layers + _best_time(attention, (query, key, value), device)
-        except (RuntimeError, ConfigError):
-            # Missing compiler, unsupported head width or mask, out of memory: not for this device.
-            continue
+        except _UNUSABLE as error:
+            seconds.pop(name, None)
+            event(_logger, "attention_kernel_unusable", kernel=name, reason=f"{type(error).__name__}: {error}"[:500])
     if not seconds:
         raise ConfigError(f"expected a kernel among {list(among)} that runs on {device}, found none")
     return next(name for name in seconds if seconds[name] <= 1.2 * min(seconds.values())), seconds

@@ -1,11 +1,15 @@
 """Every attention kernel gives what a dense softmax over the written-out visibility gives, and its gradients."""
 
-from collections.abc import Callable
+import logging
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
+from omnifarm.backbone import varlen_attention
 from omnifarm.backbone.attention import AttentionPlan, Visibility, plan_attention
 from omnifarm.backbone.attention_kernels import KERNELS, MaskedMatmul, fastest_kernel, prepare_attention
 from omnifarm.backbone.step import plan_rows
@@ -103,6 +107,90 @@ def test_the_fastest_kernel_is_found_by_running_them() -> None:
     )  # fmt: skip
     assert set(seconds) == set(KERNELS) - {"flex"}, "it has no backward pass on the CPU"
     assert seconds[name] <= 1.2 * min(seconds.values())
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """Sequences without padding go through flash-attn, as they do on a GPU; yields where that package is written."""
+    package = tmp_path / "flash_attn"
+    package.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(varlen_attention, "_plain", varlen_attention._fused)
+    varlen_attention._flash_attn.cache_clear()
+    yield package / "__init__.py"
+    varlen_attention._flash_attn.cache_clear()
+    sys.modules.pop("flash_attn", None)
+
+
+BROKEN = {
+    "of another CUDA": 'raise ImportError("libcudart.so.11.0: cannot open shared object file")',
+    "of another torch": 'raise OSError("undefined symbol: _ZN3c104cuda9SetDeviceEi")',
+    "of another version": "flash_attn_func = None",
+    "with other arguments": "def flash_attn_varlen_func(q, k, v): ...",
+}
+
+
+@pytest.mark.parametrize("source", BROKEN.values(), ids=BROKEN)
+def test_a_broken_package_costs_its_kernel_and_nothing_else(
+    as_on_a_gpu: Path, source: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    as_on_a_gpu.write_text(source)
+    sequences, _ = tree()
+    with caplog.at_level(logging.INFO, logger="omnifarm.backbone.attention_kernels"):
+        name, seconds = fastest_kernel(
+            plan_attention(sequences, num_queries=sum(LENGTHS)),
+            num_heads=4, num_key_heads=2, width=16, dtype=torch.float32, device=torch.device("cpu"),
+            among=("varlen", "fused"),
+        )  # fmt: skip
+    assert (name, set(seconds)) == ("fused", {"fused"})
+    [record] = caplog.records
+    assert (record.message, record.fields["kernel"]) == ("attention_kernel_unusable", "varlen")
+    assert record.fields["reason"]
+
+
+FLASH = """
+import torch
+
+def flash_attn_varlen_func(
+    q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p=0.0, softmax_scale=None, causal=False
+):
+    # What flash-attn documents: keys end where queries end, and key heads serve groups of query heads.
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert max_seqlen_q == int(cu_seqlens_q.diff().max()) and max_seqlen_k == int(cu_seqlens_k.diff().max())
+    k, v = (rows.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for rows in (k, v))
+    outputs = []
+    for a, b, c, d in zip(cu_seqlens_q, cu_seqlens_q[1:], cu_seqlens_k, cu_seqlens_k[1:]):
+        scores = torch.einsum("qhd,khd->hqk", q[a:b], k[c:d]) / q.shape[2] ** 0.5
+        if causal:
+            hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1 + scores.shape[2] - scores.shape[1])
+            scores = scores.masked_fill(hidden, float("-inf"))
+        outputs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[c:d]))
+    return torch.cat(outputs)
+"""
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_flash_attn_is_given_what_it_documents(as_on_a_gpu: Path, key_heads: int) -> None:
+    """A package that computes what the real one documents stands in for it: that one runs on GPUs alone."""
+    as_on_a_gpu.write_text(FLASH)
+    sequences, _ = tree()
+    # A text behind a picture: each row sees the picture, itself and what came before it.
+    own = sequences[2].query_rows
+    mask = torch.ones(len(own), len(own), dtype=torch.bool).tril()
+    mask[:, :9] = True
+    sequences[2] = Visibility(query_rows=own, key_rows=own, mask=mask)
+    plan = plan_attention(sequences, num_queries=sum(LENGTHS))
+    parts = operands(key_heads)
+    found, expected = (
+        prepare_attention(
+            plan, num_heads=4, num_key_heads=key_heads, like=torch.zeros(1), needs_gradient=True, kernel=name
+        )(*parts)
+        for name in ("varlen", "fused")
+    )
+    assert sys.modules["flash_attn"].__file__ == str(as_on_a_gpu)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for one, like in zip(gradients(found, parts), gradients(expected, parts), strict=True):
+        torch.testing.assert_close(one, like, atol=1e-5, rtol=1e-4)
 
 
 def test_an_unknown_kernel_is_refused() -> None:
