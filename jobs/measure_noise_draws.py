@@ -89,9 +89,7 @@ def measure(specs: list[ConceptSpec], *, noise_draws: int, budget_s: float, poin
         terms: dict[str, list[float]] = {task: [] for task in TASKS}
         for step in HELD_OUT_STEPS:
             drawn = [judge.source.draw(step) for judge in judges]
-            packed, tasks, spans, _ = pack_lanes(
-                judges, drawn, special_ids=backbone.special_ids, config=backbone.config
-            )
+            packed, tasks, spans = pack_lanes(judges, drawn, special_ids=backbone.special_ids, config=backbone.config)
             with torch.no_grad():
                 output = backbone.model.train_forward(packed, soft_table=torch.cat([one.soft for one in judges]))
             for span in spans:

@@ -157,7 +157,7 @@ class Lane:
         self.step += 1
 
     def measured(self, loss: float) -> None:
-        """Take note of the held-out loss of the present soft tokens."""
+        """Take note of the held-out loss of the present soft tokens; one that is not finite has stopped the lane instead."""
         if self.best is None or loss < min(one.loss for one in self.held_out_losses):
             self.best = self.soft.detach().clone()
         self.held_out_losses.append(HeldOutLoss(step=self.step, loss=loss))

@@ -95,6 +95,13 @@ class Lockstep:
         self._agree(Turn.WORKED)
         return self._run(pack, soft_table)
 
+    def measure(self, pack: Pack, *, soft_table: Tensor) -> TrainOutput:
+        """Run the packed forward for its losses alone, together with all other processes."""
+        output = self.forward(pack, soft_table=soft_table)
+        # The others may be learning in this turn, and gather every layer once more on their way back.
+        torch.autograd.grad(output.ce.sum() + output.mse.sum(), soft_table)
+        return output
+
     def idle_turn(self, *, is_finished: bool) -> Turn:
         """Take part in whatever the others do next."""
         turn = self._agree(Turn.OVER if is_finished else Turn.WAITING)

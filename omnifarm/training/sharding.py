@@ -1,4 +1,4 @@
-"""How the frozen backbone is laid out over the processes of a cell, behind four calls.
+"""How the frozen backbone is laid out over the processes of a cell, behind five calls.
 
 The soft tokens stay outside: a forward takes them as a table and gives back measurements whose graph ends in that
 table. So a layout only decides where frozen weights lie, never what is learned. `Replicated` holds a whole copy per
@@ -52,6 +52,10 @@ class Sharding(Protocol):
         """
         ...
 
+    def measure(self, pack: Pack, *, soft_table: Tensor) -> TrainOutput:
+        """Run the same forward for its losses alone; no backward pass may follow."""
+        ...
+
     def idle_turn(self, *, is_finished: bool) -> Turn:
         """Let the others have their forward; a process without work of its own calls this until the cell is over.
 
@@ -91,6 +95,12 @@ class Replicated:
     def forward(self, pack: Pack, *, soft_table: Tensor) -> TrainOutput:
         """Run the packed training forward."""
         return self._model.train_forward(pack, soft_table=soft_table)
+
+    def measure(self, pack: Pack, *, soft_table: Tensor) -> TrainOutput:
+        """Run the packed training forward for its losses alone."""
+        # With its graph, although nobody goes back through it: the kernels of passes without one round differently,
+        # and a compiled backbone would have to be compiled for them anew.
+        return self.forward(pack, soft_table=soft_table)
 
     def idle_turn(self, *, is_finished: bool) -> Turn:
         """Nobody gathers from this process: its own word counts."""

@@ -4,6 +4,7 @@ The lanes' soft tokens are stacked into one table; every lane's slots are moved 
 the lanes' own losses, so the gradient of each lane's rows is the gradient of its own loss and nothing else.
 A number that is not finite stops only the lane it belongs to: the step is then repeated lane by lane, so that guilt is
 decided without neighbours. A lane whose samples cannot be fetched just now sits the step out.
+Held-out losses are taken before the step, with the soft tokens it starts from.
 """
 
 import logging
@@ -74,14 +75,15 @@ def packed_step(
     Returns:
         How many tokens were computed and how many were not; and by name the lanes that were left out, with the reason.
     """
-    ready, waiting = _draw(lanes)
-    if not ready:
-        return PackCount(), waiting
-    lanes = [one.lane for one in ready]
-    packed, tasks, spans, held_out = pack_lanes(
+    count, waiting = _measure(lanes, sharding=sharding, special_ids=special_ids, config=config, share=share_prefixes)
+    drawn, more_waiting = _draw([lane for lane in lanes if lane.is_active and lane.name not in waiting])
+    waiting |= more_waiting
+    if not drawn:
+        return count, waiting
+    lanes = [lane for lane, _ in drawn]
+    packed, tasks, spans = pack_lanes(
         lanes,
-        [one.samples for one in ready],
-        held_out=[one.held_out for one in ready],
+        [samples for _, samples in drawn],
         special_ids=special_ids,
         config=config,
         share_prefixes=share_prefixes,
@@ -93,7 +95,7 @@ def packed_step(
     ]
     total = torch.stack([loss.total for loss in losses]).sum()
     grads = torch.autograd.grad(total, [lane.soft for lane in lanes])
-    count = PackCount(num_tokens=packed.num_tokens, num_shared=packed.num_shared)
+    count += PackCount(num_tokens=packed.num_tokens, num_shared=packed.num_shared)
     measured = [
         step_losses(loss, grad_CD, num_gen=lane.recipe.num_gen)
         for lane, loss, grad_CD in zip(lanes, losses, grads, strict=True)
@@ -105,71 +107,77 @@ def packed_step(
             )
             count, waiting = count + more, waiting | waits
         return count, waiting
-    for lane, span, one, grad_CD in zip(lanes, held_out, measured, grads, strict=True):
-        if span:
-            lane.measured(float(lane_loss(output, tasks=tasks, samples=span, recipe=lane.recipe).total.detach()))
-        if not lane.is_active:
-            continue
+    for lane, one, grad_CD in zip(lanes, measured, grads, strict=True):
         reason = _divergence(lane, one)
         if reason is None:
             lane.apply(grad_CD, losses=one)
             reason = _runaway(lane)
         if reason is not None:
-            lane.stop(reason)
-            event(_logger, "lane_stopped", level=logging.WARNING, concept=lane.name, step=lane.step, reason=reason)
+            _stop(lane, reason)
     return count, waiting
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Drawn:
-    lane: Lane
-    samples: Sequence[ConceptSample]
-    held_out: Sequence[ConceptSample]
+def _measure(
+    lanes: Sequence[Lane], *, sharding: Sharding, special_ids: SpecialIds, config: BackboneConfig, share: bool
+) -> tuple[PackCount, dict[str, StoreError]]:
+    """Take the held-out losses that are due, each lane's in a pass of its own: no gradient is asked for there."""
+    count = PackCount()
+    drawn, waiting = _draw([lane for lane in lanes if lane.wants_held_out], held_out=True)
+    for lane, samples in drawn:
+        packed, tasks, [span] = pack_lanes(
+            [lane], [samples], special_ids=special_ids, config=config, share_prefixes=share
+        )
+        output = sharding.measure(packed.to(sharding.device), soft_table=lane.soft)
+        loss = float(lane_loss(output, tasks=tasks, samples=span, recipe=lane.recipe).total.detach())
+        count += PackCount(num_tokens=packed.num_tokens, num_shared=packed.num_shared)
+        if math.isfinite(loss):
+            lane.measured(loss)
+        else:
+            _stop(lane, f"the held-out loss became {loss} at step {lane.step}; lower the learning rate")
+    return count, waiting
 
 
-def _draw(lanes: Sequence[Lane]) -> tuple[list[_Drawn], dict[str, StoreError]]:
+def _draw(
+    lanes: Sequence[Lane], *, held_out: bool = False
+) -> tuple[list[tuple[Lane, Sequence[ConceptSample]]], dict[str, StoreError]]:
     """Return the samples of every lane that has them, and who has to wait; a lane whose data fail is stopped."""
-    ready, waiting = [], {}
+    drawn, waiting = [], {}
     for lane in lanes:
         try:
-            samples = lane.source.draw(lane.step)
-            held_out = lane.held_out.draw(0) if lane.held_out is not None and lane.wants_held_out else ()
-            ready.append(_Drawn(lane=lane, samples=samples, held_out=held_out))
+            source = lane.held_out if held_out and lane.held_out is not None else lane.source
+            drawn.append((lane, source.draw(0 if held_out else lane.step)))
         except StoreError as error:
             waiting[lane.name] = error
         except OmniFarmError as error:
-            lane.stop(f"the samples of step {lane.step} cannot be made: {error}")
-            event(_logger, "lane_stopped", level=logging.WARNING, concept=lane.name, step=lane.step, reason=str(error))
-    return ready, waiting
+            _stop(lane, f"the samples of step {lane.step} cannot be made: {error}")
+    return drawn, waiting
+
+
+def _stop(lane: Lane, reason: str) -> None:
+    lane.stop(reason)
+    event(_logger, "lane_stopped", level=logging.WARNING, concept=lane.name, step=lane.step, reason=reason)
 
 
 def pack_lanes(
     lanes: Sequence[Lane],
     drawn: Sequence[Sequence[ConceptSample]],
     *,
-    held_out: Sequence[Sequence[ConceptSample]] = (),
     special_ids: SpecialIds,
     config: BackboneConfig,
     share_prefixes: bool = True,
-) -> tuple[Pack, list[Task], list[range], list[range]]:
-    """Return the lanes' samples as one pack, every sample's task, each lane's own samples and its held-out ones.
-
-    Held-out samples ride in the same forward: it costs nobody a pass of its own, and their loss enters no gradient.
-    """
+) -> tuple[Pack, list[Task], list[range]]:
+    """Return the lanes' samples as one pack, every sample's task, and which samples are each lane's own."""
     sequences: list[list[Segment]] = []
     tasks: list[Task] = []
     spans: list[range] = []
-    held_out_spans: list[range] = []
     row = 0
-    for lane, samples, measured in zip(lanes, drawn, held_out or [()] * len(lanes), strict=True):
-        first, middle = len(sequences), len(sequences) + len(samples)
-        spans.append(range(first, middle))
-        held_out_spans.append(range(middle, middle + len(measured)))
-        sequences += [shift_rows(sample.segments, by=row) for sample in (*samples, *measured)]
-        tasks += [sample.task for sample in (*samples, *measured)]
+    for lane, samples in zip(lanes, drawn, strict=True):
+        spans.append(range(len(sequences), len(sequences) + len(samples)))
+        sequences += [shift_rows(sample.segments, by=row) for sample in samples]
+        tasks += [sample.task for sample in samples]
         row += lane.soft.shape[0]
     packed = pack(sequences, special_ids=special_ids, config=config, share_prefixes=share_prefixes)
-    return packed, tasks, spans, held_out_spans
+    return packed, tasks, spans
 
 
 def shift_rows(segments: Sequence[Segment], *, by: int) -> list[Segment]:

@@ -1,18 +1,23 @@
-"""Held-out losses ride along, change nothing, and decide when to end and what to keep if asked."""
+"""Held-out losses change nothing that is learned, and decide when to end and what to keep if asked."""
 
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from omnifarm.backbone.config import BackboneConfig
-from omnifarm.backbone.model import Backbone
+from omnifarm.backbone.model import Backbone, TrainOutput
+from omnifarm.backbone.packed import Pack
+from omnifarm.backbone.segments import LatentSegment, Segment
 from omnifarm.concept.held_out import split_held_out
 from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.samples import ConceptSample
 from omnifarm.concept.spec import QA, ConceptImage, ConceptSpec, EditPair
 from omnifarm.errors import ConceptError, ConfigError
 from omnifarm.training.checkpoint import load_lane, save_lane
@@ -72,6 +77,63 @@ def test_the_last_soft_tokens_are_measured_too_and_kept_if_they_are_best(train, 
     assert [one.step for one in lane.held_out_losses] == [6]
     assert len(lane.losses) == 6
     assert torch.equal(lane.result, lane.soft.detach())
+
+
+class Broken:
+    """Samples whose noise is not finite."""
+
+    def __init__(self, source: MadeUp) -> None:
+        self._source = source
+
+    def draw(self, step: int) -> list[ConceptSample]:
+        return [replace(one, segments=[_broken(part) for part in one.segments]) for one in self._source.draw(step)]
+
+
+def _broken(segment: Segment) -> Segment:
+    if isinstance(segment, LatentSegment) and segment.noise is not None:
+        return replace(segment, noise=segment.noise * math.inf)
+    return segment
+
+
+def test_a_lane_whose_held_out_loss_is_no_number_stops_alone_and_says_so(
+    train, make_lane: MakeLane, config: BackboneConfig
+) -> None:
+    alone, bad, good = (make_lane(name, recipe=MEASURED, seed=ord(name)) for name in "gbg")
+    bad.held_out = Broken(MadeUp(config, recipe=MEASURED, seed=9))
+    for lane in (alone, good):
+        lane.held_out = MadeUp(config, recipe=MEASURED, seed=9)
+    train(alone)
+    train(bad, good)
+    assert bad.step == 2
+    assert re.fullmatch("the held-out loss became (nan|inf) at step 2; lower the learning rate", bad.stopped or "")
+    assert (bad.held_out_losses, bad.best) == ([], None)
+    assert good.is_done
+    assert torch.equal(good.soft, alone.soft)
+    assert good.held_out_losses == alone.held_out_losses
+
+
+def test_measuring_takes_a_pass_of_its_own_and_no_step_behind_the_last(
+    make_lane: MakeLane, model: Backbone, config: BackboneConfig
+) -> None:
+    passes: list[str] = []
+
+    class Counting(Replicated):
+        def forward(self, pack: Pack, *, soft_table: torch.Tensor) -> TrainOutput:
+            passes.append("forward")
+            return super().forward(pack, soft_table=soft_table)
+
+        def measure(self, pack: Pack, *, soft_table: torch.Tensor) -> TrainOutput:
+            output = super().measure(pack, soft_table=soft_table)
+            passes[-1] = "measure"
+            return output
+
+    lane = make_lane("a", recipe=MEASURED)
+    lane.held_out = MadeUp(config, recipe=MEASURED, seed=9)
+    trainer = Trainer(Counting(model), special_ids=SPECIAL_IDS, config=config)
+    trainer.add(lane)
+    while trainer.lanes:
+        trainer.step()
+    assert passes == ["forward", "forward", "measure"] * 3
 
 
 def lane_with(losses: list[float], **settings: object) -> Lane:
