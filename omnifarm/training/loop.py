@@ -23,7 +23,7 @@ from omnifarm.training.step import PackCount, packed_step
 _logger = logging.getLogger(__name__)
 
 LOG_EVERY = 200
-"""Steps between two log lines on what sharing saved."""
+"""Steps between two log lines on what sharing saved; one more is written when a lane ends."""
 
 
 class Trainer:
@@ -126,14 +126,14 @@ class Trainer:
             self.waiting |= waiting
             for lane in together:
                 lane.train_s += (self._clock.monotonic_s() - began_s) / len(together)
-        if active:
-            self._steps += 1
-            if self._steps % LOG_EVERY == 1:
-                saved = round(self.count.share_saved, 4)
-                event(_logger, "tokens_packed", steps=self._steps, num_tokens=self.count.num_tokens, share_saved=saved)
         over = [lane for lane in self._lanes.values() if not lane.is_active]
         for lane in over:
             del self._lanes[lane.name]
+        if active:
+            self._steps += 1
+            if over or self._steps % LOG_EVERY == 1:
+                saved = round(self.count.share_saved, 4)
+                event(_logger, "tokens_packed", steps=self._steps, num_tokens=self.count.num_tokens, share_saved=saved)
         return over
 
     def idle_turn(self, *, is_finished: bool) -> Turn:

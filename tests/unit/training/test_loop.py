@@ -1,3 +1,4 @@
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -37,6 +38,14 @@ def run(trainer: Trainer, *lanes: Lane) -> None:
         trainer.add(lane)
     while trainer.lanes:
         trainer.step()
+
+
+def require_equal(lane: Lane, other: Lane) -> None:
+    """Hold everything two lanes learned to the last bit."""
+    for one, like in ((lane.soft, other.soft), (lane.moments.first, other.moments.first),
+                      (lane.moments.second, other.moments.second)):  # fmt: skip
+        assert torch.equal(one, like), lane.name
+    assert [one.total for one in lane.losses] == [one.total for one in other.losses]
 
 
 def test_no_weight_changes_by_one_bit(
@@ -185,32 +194,37 @@ def test_a_bad_held_out_picture_stops_its_lane_alone(
     assert bad.stopped == "the samples of step 2 cannot be made: 7.png was changed"
 
 
-def test_an_exploding_lane_stops_with_its_numbers(make_trainer: Callable[..., Trainer], make_lane: MakeLane) -> None:
-    class Loud:
-        """From step 3 on the noise to be predicted is a thousand times too loud."""
+class Loud:
+    """From step 3 on the noise to be predicted is a thousand times too loud."""
 
-        def __init__(self, source: SampleSource) -> None:
-            self._source = source
+    def __init__(self, source: SampleSource) -> None:
+        self._source = source
 
-        def draw(self, step: int) -> Sequence[ConceptSample]:
-            samples = self._source.draw(step)
-            return (
-                samples
-                if step < 3
-                else [replace(one, segments=[louder(part) for part in one.segments]) for one in samples]
-            )
+    def draw(self, step: int) -> Sequence[ConceptSample]:
+        samples = self._source.draw(step)
+        if step < 3:
+            return samples
+        return [replace(one, segments=[_louder(part) for part in one.segments]) for one in samples]
 
-    def louder(segment: Segment) -> Segment:
-        if isinstance(segment, LatentSegment) and segment.noise is not None:
-            return replace(segment, noise=segment.noise * 1000)
-        return segment
 
-    lane = make_lane("a")
-    lane.source = Loud(lane.source)
-    run(make_trainer(), lane)
-    assert lane.step == 3
-    assert lane.stopped is not None
-    assert "exploded" in lane.stopped
+def _louder(segment: Segment) -> Segment:
+    if isinstance(segment, LatentSegment) and segment.noise is not None:
+        return replace(segment, noise=segment.noise * 1000)
+    return segment
+
+
+def test_an_exploding_lane_stops_alone_with_its_numbers(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane
+) -> None:
+    alone, loud, calm = make_lane("b", seed=1), make_lane("a"), make_lane("b", seed=1)
+    loud.source = Loud(loud.source)
+    run(make_trainer(), alone)
+    run(make_trainer(2), loud, calm)
+    assert loud.step == 3
+    assert loud.stopped is not None
+    assert "exploded" in loud.stopped
+    assert (calm.is_done, calm.stopped) == (True, None)
+    require_equal(calm, alone)
 
 
 def test_a_lane_whose_soft_tokens_run_away_stops_though_its_loss_does_not_show_it(
@@ -227,17 +241,67 @@ def test_a_lane_whose_soft_tokens_run_away_stops_though_its_loss_does_not_show_i
     assert torch.equal(calm.soft, alone.soft)
 
 
-def test_lanes_join_and_leave_while_others_run(make_trainer: Callable[..., Trainer], make_lane: MakeLane) -> None:
-    early, late = make_lane("a"), make_lane("b", seed=1)
-    trainer = make_trainer(4)
+def test_lanes_join_and_leave_while_others_run_and_learn_what_they_learn_alone(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane
+) -> None:
+    alone = {name: make_lane(name, seed=seed) for name, seed in (("a", 0), ("b", 1), ("c", 2))}
+    for lane in alone.values():
+        run(make_trainer(), lane)
+    early, late, moved = make_lane("a"), make_lane("b", seed=1), make_lane("c", seed=2)
+    trainer, elsewhere = make_trainer(4), make_trainer(4)
     trainer.add(early)
+    trainer.add(moved)
     for _ in range(4):
         trainer.step()
+    elsewhere.add(trainer.remove("c"))
     trainer.add(late)
     assert trainer.step() == []
     assert trainer.step() == [early]
     assert trainer.lanes == (late,)
     assert late.step == 2
+    run(trainer)
+    run(elsewhere)
+    for lane in (early, late, moved):
+        require_equal(lane, alone[lane.name])
+
+
+def test_lanes_of_one_pack_have_rates_clips_and_soft_tokens_of_their_own(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane, recipe: TrainingRecipe
+) -> None:
+    settings = {
+        "a": {},
+        "b": {"learning_rate": 3e-2, "warmup_steps": 0},
+        "c": {"max_grad_norm": 1e-3},
+        "d": {"num_und": 4, "num_gen": 1},
+        "e": {"weight_decay": 0.1, "batch_size": 2, "steps": 4},
+    }
+
+    def lanes() -> list[Lane]:
+        return [make_lane(name, recipe=replace(recipe, **given), start=0.1) for name, given in settings.items()]
+
+    alone, among = lanes(), lanes()
+    for lane in alone:
+        run(make_trainer(), lane)
+    run(make_trainer(len(among)), *among)
+    for lane, other in zip(among, alone, strict=True):
+        require_equal(lane, other)
+    plain = among[0].soft
+    for lane in among[1:]:
+        assert lane.soft.shape != plain.shape or not torch.equal(lane.soft, plain), (
+            f"{lane.name}'s settings did nothing"
+        )
+
+
+def test_what_sharing_saved_is_logged_at_the_start_and_when_a_lane_ends(
+    make_trainer: Callable[..., Trainer], make_lane: MakeLane, recipe: TrainingRecipe, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(2)
+    with caplog.at_level(logging.INFO, logger="omnifarm.training.loop"):
+        run(trainer, make_lane("a"), make_lane("b", seed=1, recipe=replace(recipe, steps=4)))
+    told = [record.fields for record in caplog.records if record.message == "tokens_packed"]
+    assert [one["steps"] for one in told] == [1, 4, 6]
+    assert told[-1]["num_tokens"] == trainer.count.num_tokens
+    assert told[-1]["share_saved"] == round(trainer.count.share_saved, 4) > 0
 
 
 def test_two_lanes_of_one_name_are_refused(make_trainer: Callable[..., Trainer], make_lane: MakeLane) -> None:
