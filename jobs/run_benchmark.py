@@ -25,7 +25,7 @@ from omnifarm.cli.places import resolve_place
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import OmniFarmError
 from omnifarm.farm import ray_cluster
-from omnifarm.farm.planner import plan_cells
+from omnifarm.farm.planner import cpus_on_one_node, plan_cells
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import configure
 from omnifarm.training.compiling import compiling_pays
@@ -51,6 +51,7 @@ class ClusterWork:
             num_gpus=ray_cluster.cluster_gpus(),
             cells=1,
             workers_per_cell=self._workers,
+            cpus_at_most=cpus_on_one_node(ray_cluster.node_sizes(), use_gpu=self._has_gpu),
         )
         ray_cluster.run_cell(
             ray_cluster.CellConfig(

@@ -9,6 +9,7 @@ cannot be learned fails alone; the exit code is then 1.
 
 import hashlib
 import secrets
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -22,9 +23,10 @@ from omnifarm.errors import ConfigError, OmniFarmError
 from omnifarm.farm import ray_cluster
 from omnifarm.farm.cells import CellFleet, FleetPlan
 from omnifarm.farm.control import FarmControl
-from omnifarm.farm.job import JobRecord, JobState
-from omnifarm.farm.overview import QueueSummary
-from omnifarm.farm.planner import places_for, plan_cells
+from omnifarm.farm.growth import Device, await_places
+from omnifarm.farm.job import JobState
+from omnifarm.farm.overview import OwnJobs
+from omnifarm.farm.planner import cpus_on_one_node, places_for, plan_cells
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.sharing import DriverRegistry
 from omnifarm.farm.submission import inspect_backbone, submit_concepts
@@ -36,8 +38,6 @@ from omnifarm.training.compiling import compiling_pays
 from omnifarm.training.precision import weights_dtype
 from omnifarm.training.sharded_backbone import weights_bytes
 from omnifarm.training.sharding import least_workers
-
-_MAX_READ = 500
 
 
 def main(
@@ -56,6 +56,12 @@ def main(
     sharding: Annotated[
         str, typer.Option(help="How a cell's workers hold the backbone: auto (by memory), replicated, zero3 or fsdp2.")
     ] = "auto",
+    device: Annotated[
+        Device,
+        typer.Option(
+            help="What workers train on; cpu and gpu wait for a first cell's nodes, auto takes what is there."
+        ),
+    ] = Device.AUTO,
     device_gb: Annotated[
         float | None,
         typer.Option(
@@ -115,24 +121,40 @@ def main(
         pending = [record for record in records if not record.state.is_finished]
         if pending:
             ray_cluster.connect()
+            over_s = None if deadline is None else clock.now_s() + deadline
+            wait_for = partial(
+                await_places,
+                device,
+                nodes=ray_cluster.node_sizes,
+                ask=ray_cluster.ask_for_nodes,
+                say=say,
+                clock=clock,
+                until_s=over_s,
+            )
+            use_gpu = wait_for(workers_per_cell or 1)
             least = 1
             room = None if device_gb is None else int(device_gb * 1e9)
             if room is None and workers_per_cell is None and sharding != "replicated":
                 # Whoever names the workers knows his devices; each worker looks at its own memory all the same.
-                room = ray_cluster.device_bytes()
+                room = ray_cluster.device_bytes(use_gpu=use_gpu)
             if room is not None and sharding != "replicated":
-                device = "cuda" if ray_cluster.cluster_gpus() else "cpu"
-                size = weights_bytes(backbone, dtype=weights_dtype(chosen.recipe.precision, device))
+                size = weights_bytes(
+                    backbone, dtype=weights_dtype(chosen.recipe.precision, "cuda" if use_gpu else "cpu")
+                )
                 least = least_workers(weights_bytes=size, free_bytes=room)
+                wait_for(max(least, workers_per_cell or 1))
+            nodes = ray_cluster.node_sizes()
             shape = plan_cells(
                 num_jobs=len(pending),
-                num_cpus=ray_cluster.cluster_cpus(),
-                num_gpus=ray_cluster.cluster_gpus(),
+                num_cpus=max(1, sum(node.cpus for node in nodes)),
+                num_gpus=sum(node.gpus for node in nodes) if use_gpu else 0,
                 cells=max_cells,
                 workers_per_cell=workers_per_cell,
                 lanes=lanes,
                 least_workers=least,
+                cpus_at_most=cpus_on_one_node(nodes, use_gpu=use_gpu),
             )
+            bundle = ray_cluster.worker_bundle(cpus=shape.cpus_per_worker, use_gpu=use_gpu)
             say(
                 f"cells of {shape.num_workers} workers with {shape.lanes} lanes each, {shape.cpus_per_worker} threads a "
                 "worker"
@@ -149,7 +171,7 @@ def main(
                 checkpoint_s=checkpoint_s,
                 lease_s=lease_s,
                 heartbeat_s=heartbeat_for(lease_s),
-                stop_at_s=None if deadline is None else clock.now_s() + deadline,
+                stop_at_s=over_s,
                 track=track,
             )
 
@@ -183,18 +205,15 @@ def main(
                 queue=queue,
                 control=FarmControl(opened),
                 registry=DriverRegistry(opened, clock=clock),
-                capacity=lambda: places_for(
-                    shape, num_cpus=ray_cluster.cluster_cpus(), num_gpus=ray_cluster.cluster_gpus()
-                ),
+                capacity=lambda: places_for(shape, ray_cluster.node_sizes()),
+                ask=partial(ray_cluster.ask_for_nodes, bundle),
                 run_cell=run_cell,
                 clock=clock,
                 metrics=ray_cluster.RayMetrics(),
             )
-            over_s = settings.stop_at_s
+            own = OwnJobs(queue, [record.job_id for record in pending])
             with showing_progress(queue, job_ids, clock):
-                fleet.run(
-                    is_over=lambda: (over_s is not None and clock.now_s() >= over_s) or _are_finished(queue, pending)
-                )
+                fleet.run(is_over=lambda: (over_s is not None and clock.now_s() >= over_s) or own.are_finished())
         # What was learned is what the store says, whatever the cell reported.
         records = queue.list(job_ids)
     except OmniFarmError as error:
@@ -203,11 +222,6 @@ def main(
     summarise(records, took_s=clock.monotonic_s() - began_s, as_json=json)
     if any(record.state is not JobState.COMMITTED for record in records):
         raise typer.Exit(1)
-
-
-def _are_finished(queue: JobQueue, jobs: list[JobRecord]) -> bool:
-    """Whether none of a few jobs is unfinished; of many jobs the queue's end tells, not a reading of all."""
-    return len(jobs) <= _MAX_READ and QueueSummary.of(queue.list(job.job_id for job in jobs)).is_finished
 
 
 def _number_of_cells(text: str) -> int | None:

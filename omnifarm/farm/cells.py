@@ -1,6 +1,6 @@
 """A driver's cells: as many as its share of the cluster and its waiting concepts call for, at every moment.
 
-    look -> demand -> share -> start cells, or tell cells to stop -> look again
+    look -> demand -> share -> start cells, or tell cells to stop; ask for nodes -> look again
 
 Cells come and go while the job runs: nodes join or die, other drivers start or finish, a cell fails and is replaced.
 A cell that is told to stop saves its lanes and gives them back, so another goes on with them. Decisions are made in
@@ -19,13 +19,15 @@ from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.index import FAILED, LATER, READY
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.sharing import Demand, DriverRegistry, fair_shares
+from omnifarm.farm.sharing import TURN_S, Demand, DriverRegistry, fair_shares
 from omnifarm.logs import event
 
 _logger = logging.getLogger(__name__)
 
 _COUNT_EVERY_S = 15.0
 _COUNT_SHARE = 0.05
+_LEAST_GROWTH = 8
+"""Workers for which nodes are asked at once, and more on a large cluster: it doubles at most."""
 _DEPTHS = {"omnifarm_queue_ready": READY, "omnifarm_queue_under_way": LATER, "omnifarm_queue_failed": FAILED}
 
 
@@ -114,6 +116,8 @@ class CellFleet:
         control: How cells are told to stop.
         registry: The demands of all drivers.
         capacity: Returns how many workers the cluster can hold now.
+        ask: Told at every look how many workers all drivers could use while that is more than the cluster can hold, and
+            0 once it is not or the driver ends: what an autoscaler is to provide. Default: nobody is asked.
         run_cell: Runs a cell of (name, workers) until it ends; raises FarmError when it breaks.
         clock: Time.
         metrics: Where numbers go.
@@ -130,6 +134,7 @@ class CellFleet:
         capacity: Callable[[], int],
         run_cell: Callable[[str, int], None],
         clock: Clock,
+        ask: Callable[[int], None] | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._driver = driver
@@ -140,6 +145,8 @@ class CellFleet:
         self._capacity = capacity
         self._run_cell = run_cell
         self._clock = clock
+        self._ask = ask
+        self._is_asking = False
         self._metrics = metrics or NoMetrics()
         self._order = Order.WORK
         self._cells: list[_Cell] = []
@@ -177,21 +184,29 @@ class CellFleet:
 
     def _adjust(self) -> None:
         """Look once, and start or stop cells."""
-        # A cell started while the farm drains would find the order, leave and be replaced, until the last of the others ended.
-        if self._order is not Order.DRAIN:
+        if self._order is Order.DRAIN:
+            # A cell started now would find the order, leave and be replaced, until the last of the others has ended.
+            self._request(0)
+        else:
             self._follow(self._capacity())
         self._metrics.gauge("omnifarm_cells", len(self._cells))
         self._report_depths()
 
     def _follow(self, capacity: int) -> None:
         """Bring cells to what is this driver's of a cluster that holds `capacity` workers."""
-        wanted = self._wanted(capacity)
-        self._registry.announce(self._driver, Demand(workers=wanted, priority=self._plan.priority))
+        plan = self._plan
+        reach = capacity + max(_LEAST_GROWTH, capacity, plan.workers_per_cell)
+        wanted = self._wanted(reach)
+        unit = plan.workers_per_cell if plan.needs_whole_cells else 1
+        self._registry.announce(self._driver, Demand(workers=wanted, priority=plan.priority, cell=unit))
         demands = self._registry.present()
-        share = fair_shares(capacity, demands).get(self._driver, 0)
+        # All drivers ask for the same, what all of them want, because an autoscaler hears only who asked last.
+        asked = min(reach, sum(demand.workers for demand in demands.values()))
+        self._request(asked if asked > capacity else 0)
+        share = fair_shares(capacity, demands, turn=int(self._clock.now_s() // TURN_S)).get(self._driver, 0)
         running = [(cell.name, cell.size) for cell in self._cells if not cell.is_stopping]
         is_contested = len(demands) > 1 or sum(size for _, size in running) > capacity
-        decision = decide(running, share=share, wanted=wanted, is_contested=is_contested, plan=self._plan)
+        decision = decide(running, share=share, wanted=wanted, is_contested=is_contested, plan=plan)
         for name in decision.stop:
             self._stop(name)
         for size in decision.start:
@@ -207,14 +222,23 @@ class CellFleet:
         ended_s = self._clock.monotonic_s()
         self._count_at_s = ended_s + max(_COUNT_EVERY_S, (ended_s - began_s) / _COUNT_SHARE)
 
-    def _wanted(self, capacity: int) -> int:
-        """Return for how many workers there are concepts, as far as that matters for `capacity`."""
-        most = max(1, capacity) * self._plan.lanes
-        index, pool = self._queue.index, self._plan.pool
-        unfinished = sum(index.count_up_to(most, kind, pool=pool) for kind in (READY, LATER))
-        wanted = -(-min(most, unfinished) // self._plan.lanes)
-        size = self._plan.workers_per_cell
-        return -(-wanted // size) * size if self._plan.needs_whole_cells else wanted
+    def _request(self, workers: int) -> None:
+        # Said again at each look, since others may have spoken; taken back once, since others may still be asking.
+        if self._ask is not None and (workers or self._is_asking):
+            self._ask(workers)
+        self._is_asking = workers > 0
+
+    def _wanted(self, reach: int) -> int:
+        """Return how many workers there are concepts for and cells allowed, counted up to `reach` workers."""
+        plan, index = self._plan, self._queue.index
+        most = reach * plan.lanes
+        unfinished = index.count_up_to(most, READY, pool=plan.pool)
+        if unfinished < most:
+            unfinished += index.count_up_to(most - unfinished, LATER, pool=plan.pool)
+        wanted = -(-unfinished // plan.lanes)
+        if plan.needs_whole_cells:
+            wanted = -(-wanted // plan.workers_per_cell) * plan.workers_per_cell
+        return wanted if plan.max_cells is None else min(wanted, plan.max_cells * plan.workers_per_cell)
 
     def _start(self, size: int) -> None:
         name = f"{self._driver}-{self._num_started}"
@@ -258,6 +282,7 @@ class CellFleet:
             cell.thread.join(timeout=60)
 
     def _leave(self) -> None:
+        self._request(0)
         try:
             self._registry.leave(self._driver)
             for name in self._stopped:

@@ -1,5 +1,6 @@
 """How large cells to start for a number of jobs: decisions over plain numbers, made before anything runs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from omnifarm.errors import ConfigError
@@ -8,6 +9,16 @@ MAX_CELL_WORKERS = 8
 """Workers of a cell when nobody says otherwise; when one dies, Ray starts all workers of its cell again."""
 MAX_LANES = 8
 """Concepts a worker trains side by side when nobody says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSize:
+    """What one node offers to workers."""
+
+    cpus: int
+    """Logical CPUs; 0 on a head that trains nothing."""
+    gpus: int = 0
+    """GPUs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +44,7 @@ def plan_cells(
     workers_per_cell: int | None = None,
     lanes: int | None = None,
     least_workers: int = 1,
+    cpus_at_most: int | None = None,
 ) -> CellShape:
     """Choose the size of a driver's cells; how many run at a moment is decided in `farm/cells.py`.
 
@@ -48,6 +60,7 @@ def plan_cells(
         lanes: Lanes per worker wanted, or None.
         least_workers: Workers without which a cell cannot hold the backbone. If several, a cell has just so many
             unless more are wanted: the fewer share it, the less they gather.
+        cpus_at_most: Most CPUs of a worker, which lives on one node (see `cpus_on_one_node`); None for a single node.
 
     Raises:
         ConfigError: A number is below 1, or a cell wants more workers than there are GPUs or CPUs to run them, or
@@ -81,11 +94,19 @@ def plan_cells(
     return CellShape(
         num_workers=num_workers,
         lanes=lanes or min(MAX_LANES, -(-num_jobs // total)),
-        cpus_per_worker=max(1, num_cpus // (num_gpus if use_gpu else max(total, num_workers))),
+        cpus_per_worker=max(1, min(cpus_at_most or num_cpus, num_cpus // (num_gpus or max(total, num_workers)))),
         use_gpu=use_gpu,
     )
 
 
-def places_for(shape: CellShape, *, num_cpus: int, num_gpus: int) -> int:
-    """Return how many workers of a shape a cluster can hold."""
-    return num_gpus if shape.use_gpu else num_cpus // shape.cpus_per_worker
+def places_for(shape: CellShape, nodes: Iterable[NodeSize]) -> int:
+    """Return how many workers of a shape nodes can hold, each on one of them."""
+    fitting = ((node.cpus // shape.cpus_per_worker, node.gpus) for node in nodes)
+    return sum(min(by_cpus, gpus) if shape.use_gpu else by_cpus for by_cpus, gpus in fitting)
+
+
+def cpus_on_one_node(nodes: Iterable[NodeSize], *, use_gpu: bool) -> int:
+    """Return the most CPUs that a worker can have: of GPUs so that each can be used, else those of the largest node."""
+    if use_gpu:
+        return max(1, min((node.cpus // node.gpus for node in nodes if node.gpus), default=1))
+    return max(1, max((node.cpus for node in nodes), default=1))

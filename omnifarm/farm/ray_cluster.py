@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
+import ray.autoscaler.sdk
 import ray.train
 import ray.util.metrics
 import torch
@@ -26,6 +27,7 @@ from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError, FarmError
 from omnifarm.farm.cluster_access import require_token
 from omnifarm.farm.metrics import COUNTERS, GAUGES, HISTOGRAMS
+from omnifarm.farm.planner import NodeSize
 from omnifarm.farm.worker_process import run_worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import configure
@@ -107,14 +109,40 @@ def cluster_gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
 
 
-def device_bytes() -> int | None:
+def node_sizes() -> list[NodeSize]:
+    """Return what every living node of the connected cluster offers."""
+    sizes = (node["Resources"] for node in _nodes())
+    return [NodeSize(cpus=int(size.get("CPU", 0)), gpus=int(size.get("GPU", 0))) for size in sizes]
+
+
+def worker_bundle(*, cpus: int, use_gpu: bool) -> dict[str, float]:
+    """Return what one worker takes, in Ray's words."""
+    return {"CPU": cpus, **({"GPU": 1} if use_gpu else {})}
+
+
+def ask_for_nodes(bundle: Mapping[str, float], count: int) -> None:
+    """Ask the cluster's autoscaler for nodes that hold a bundle so many times in all; without one nothing happens.
+
+    The last word of anybody counts, for the whole cluster, and stands when its speaker is gone: take it back with 0.
+    """
+    try:
+        ray.autoscaler.sdk.request_resources(bundles=[dict(bundle)] * count)
+    except ray.exceptions.RayError as error:
+        # Asked again soon; cells that run need nobody's answer.
+        logging.getLogger(__name__).warning("nodes could not be asked for: %s", error)
+
+
+def device_bytes(*, use_gpu: bool) -> int | None:
     """Return the memory that one worker's device has on the node with least of it.
 
-    A node without GPUs shares its memory among its CPUs; GPUs are asked, each node's first free one. None when no node
-    can say: all GPUs are taken just now, for instance.
+    A node shares its memory among its CPUs; GPUs are asked, each node's first free one. None when no node can say: all
+    GPUs are taken just now, for instance.
+
+    Args:
+        use_gpu: Whether workers get GPUs.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    if not cluster_gpus():
+    nodes = _nodes()
+    if not use_gpu:
         found = [node["Resources"]["memory"] / node["Resources"]["CPU"] for node in nodes if _has_cpus(node)]
         return int(min(found)) if found else None
     ask = ray.remote(num_gpus=_SLICE, num_cpus=0, max_retries=0)(_gpu_bytes)
@@ -128,6 +156,10 @@ def device_bytes() -> int | None:
         ray.cancel(reference, force=True)
     answers = [answer for answer in map(_told, told) if answer]
     return min(answers) if answers else None
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _told(reference: Any) -> int | None:
@@ -167,7 +199,7 @@ def run_cell(config: CellConfig) -> None:
             scaling_config=ScalingConfig(
                 num_workers=config.num_workers,
                 use_gpu=config.use_gpu,
-                resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})},
+                resources_per_worker=worker_bundle(cpus=config.cpus_per_worker, use_gpu=config.use_gpu),
             ),
             run_config=RunConfig(
                 storage_path=folder, name="cell", failure_config=FailureConfig(max_failures=config.max_failures)

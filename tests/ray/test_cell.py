@@ -121,7 +121,7 @@ def test_a_killed_worker_loses_nothing(cluster: Any, folder: Path, backbone: Bac
 
 
 def test_without_gpus_a_worker_has_its_part_of_its_nodes_memory(cluster: Any) -> None:
-    assert 0 < cluster.device_bytes() * cluster.cluster_cpus() <= psutil.virtual_memory().total
+    assert 0 < cluster.device_bytes(use_gpu=False) * cluster.cluster_cpus() <= psutil.virtual_memory().total
 
 
 def test_a_cell_that_shares_one_backbone_learns_what_a_whole_copy_learns(

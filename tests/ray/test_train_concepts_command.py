@@ -35,6 +35,10 @@ def run(app: typer.Typer, *arguments: str) -> tuple[int, str]:
         (["--lr", "-1"], "learning_rate"),
         (["--backbone", "nowhere at all"], "backbone must be"),
         (["--only", "zoe"], "no concept named zoe"),
+        (["--cells", "0"], "--cells must be auto or a number of at least 1, found '0'"),
+        (["--cells", "many"], "found 'many'"),
+        (["--cells", "-1"], "found '-1'"),
+        (["--device", "tpu"], "is not one of"),
     ],
 )
 def test_a_wrong_request_ends_with_code_2_and_its_reason(
@@ -46,6 +50,13 @@ def test_a_wrong_request_ends_with_code_2_and_its_reason(
     code, output = run(app, "--concepts", str(folder), "--store", str(tmp_path / "store"), *arguments)
     assert code == 2, output
     assert expected in output
+
+
+@pytest.mark.parametrize(("text", "expected"), [("auto", None), ("1", 1), ("12", 12)])
+def test_cells_are_as_many_as_fit_or_a_number(app: typer.Typer, text: str, expected: int | None) -> None:
+    from jobs.train_concepts import _number_of_cells
+
+    assert _number_of_cells(text) == expected
 
 
 def test_a_relative_store_is_refused_in_rays_copy_of_the_working_directory(

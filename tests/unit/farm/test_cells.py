@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from omnifarm.clock import SystemClock
+from omnifarm.clock import Clock, ManualClock, SystemClock
 from omnifarm.errors import FarmError
 from omnifarm.farm.cells import CellFleet, Decision, FleetPlan, decide
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobIdentity, JobState, pool_of
 from omnifarm.farm.metrics import NoMetrics
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.sharing import Demand, DriverRegistry
+from omnifarm.farm.sharing import TURN_S, Demand, DriverRegistry
 from omnifarm.store.memory import MemoryStore
 
 POOL = pool_of(recipe_digest="r", backbone_fingerprint="b")
@@ -46,6 +46,23 @@ def test_a_cell_that_needs_all_its_workers_gets_all_or_is_not_started(
     assert decide([], share=share, wanted=wanted, is_contested=False, plan=plan) == Decision(expected, ())
 
 
+@pytest.mark.parametrize(
+    ("running", "share", "expected"),
+    [
+        ([], 12, Decision((4, 4), ())),
+        ([("a", 4)], 12, Decision((4,), ())),
+        ([("a", 1), ("b", 1)], 12, Decision((), ())),
+        # A cell that is told to stop leaves its place to nobody in the same look.
+        ([("a", 4), ("b", 4)], 4, Decision((), ("b",))),
+    ],
+)
+def test_no_more_cells_are_started_than_are_allowed(
+    running: list[tuple[str, int]], share: int, expected: Decision
+) -> None:
+    plan = replace(PLAN, max_cells=2)
+    assert decide(running, share=share, wanted=99, is_contested=True, plan=plan) == expected
+
+
 class Farm:
     """A farm whose cells train nothing, but lease and commit for real until told to stop."""
 
@@ -56,6 +73,7 @@ class Farm:
         self.registry = DriverRegistry(self.store, clock=self.clock)
         self.capacity = 8
         self.may_work = threading.Event()
+        self.asked: list[int] = []
         self.cells: list[tuple[str, int]] = []
         for number in range(num_jobs):
             identity = JobIdentity(spec_digest=str(number), recipe_digest="r", backbone_fingerprint="b")
@@ -73,16 +91,19 @@ class Farm:
         run_cell: Callable[[str, int], None] | None = None,
         plan: FleetPlan = PLAN,
         metrics: NoMetrics | None = None,
+        driver: str = "d",
+        clock: Clock | None = None,
     ) -> CellFleet:
         return CellFleet(
-            "d",
+            driver,
             plan=plan,
             queue=self.queue,
             control=self.control,
             registry=self.registry,
             capacity=lambda: self.capacity,
             run_cell=run_cell or self.run_cell,
-            clock=self.clock,
+            clock=clock or self.clock,
+            ask=self.asked.append,
             metrics=metrics,
         )
 
@@ -144,6 +165,59 @@ def test_a_cell_that_ends_while_the_farm_drains_is_not_replaced() -> None:
     assert fleet._is_done(lambda: False)
     assert farm.cells == [("d-0", 4), ("d-1", 4)]
     assert not farm.queue.is_drained(POOL)
+
+
+def test_a_driver_asks_for_what_all_could_use_beyond_the_cluster_and_takes_it_back() -> None:
+    farm = Farm(num_jobs=40)
+    fleet = farm.fleet()
+    farm.capacity = 0
+    fleet._adjust()
+    assert farm.cells == []
+    # Not for the twenty workers that there are concepts for: a cluster grows step by step.
+    assert farm.asked == [8]
+    farm.capacity = 8
+    fleet._adjust()
+    assert farm.asked == [8, 16]
+    assert farm.cells == [("d-0", 4), ("d-1", 4)]
+    farm.capacity = 16
+    fleet._adjust()
+    assert farm.asked[2:] == [20]
+    farm.capacity = 20
+    fleet._adjust()
+    fleet._adjust()
+    assert farm.asked[3:] == [0]
+    farm.registry.announce("other", Demand(workers=5, priority=5))
+    fleet._adjust()
+    assert farm.asked[4:] == [25]
+    farm.may_work.set()
+    fleet.run(is_over=lambda: False)
+    assert farm.asked[-1] == 0
+
+
+def test_no_nodes_are_asked_for_beyond_the_cells_that_are_allowed() -> None:
+    farm = Farm(num_jobs=40)
+    farm.capacity = 0
+    farm.fleet(plan=replace(PLAN, max_cells=1))._adjust()
+    assert farm.asked == [4]
+
+
+def test_two_jobs_of_whole_cells_on_a_cluster_of_one_cell_take_turns() -> None:
+    farm = Farm(num_jobs=40)
+    farm.capacity = 4
+    clock = ManualClock(0.0)
+    plan = replace(PLAN, needs_whole_cells=True)
+    first, second = (farm.fleet(plan=plan, driver=name, clock=clock) for name in ("a", "b"))
+    for fleet in (first, second, first, second):
+        fleet._adjust()
+    assert farm.cells == [("a-0", 4)]
+    clock.advance_s(6 * TURN_S)
+    for fleet in (first, second):
+        fleet._adjust()
+    assert farm.control.present(cell="a-0") is Order.STOP
+    assert farm.cells == [("a-0", 4), ("b-0", 4)]
+    farm.may_work.set()
+    second.run(is_over=lambda: False)
+    assert farm.queue.is_drained(POOL)
 
 
 def test_a_driver_reports_how_deep_the_whole_queue_is() -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from omnifarm.errors import ConfigError
-from omnifarm.farm.planner import CellShape, places_for, plan_cells
+from omnifarm.farm.planner import CellShape, NodeSize, cpus_on_one_node, places_for, plan_cells
 
 
 def test_two_cores_become_two_workers_that_share_the_concepts() -> None:
@@ -45,7 +45,35 @@ def test_many_places_become_several_cells_of_eight() -> None:
     assert plan_cells(num_jobs=1000, num_cpus=64).num_workers == 8
     shape = plan_cells(num_jobs=1000, num_cpus=64, cells=2, workers_per_cell=4)
     assert (shape.num_workers, shape.cpus_per_worker, shape.lanes) == (4, 8, 8)
-    assert places_for(shape, num_cpus=64, num_gpus=0) == 8
+    assert places_for(shape, [NodeSize(64)]) == 8
+
+
+def test_a_worker_has_no_more_threads_than_one_node_has_cpus() -> None:
+    nodes = [NodeSize(0), NodeSize(4), NodeSize(4)]
+    shape = plan_cells(num_jobs=1, num_cpus=8, cpus_at_most=cpus_on_one_node(nodes, use_gpu=False))
+    assert shape.cpus_per_worker == 4
+    assert places_for(shape, nodes) == 2
+
+
+def test_cpus_of_nodes_without_gpus_are_not_promised_to_workers_with_one() -> None:
+    nodes = [NodeSize(32), NodeSize(8, gpus=2), NodeSize(16, gpus=2)]
+    shape = plan_cells(num_jobs=99, num_cpus=56, num_gpus=4, cpus_at_most=cpus_on_one_node(nodes, use_gpu=True))
+    assert shape.cpus_per_worker == 4
+    assert places_for(shape, nodes) == 4
+
+
+@pytest.mark.parametrize(
+    ("nodes", "use_gpu", "expected"),
+    [
+        ([], False, 0),
+        ([NodeSize(0)], False, 0),
+        ([NodeSize(3), NodeSize(3)], False, 2),
+        ([NodeSize(8), NodeSize(8, gpus=1)], True, 1),
+        ([NodeSize(2, gpus=4)], True, 1),
+    ],
+)
+def test_places_are_counted_node_by_node(nodes: list[NodeSize], use_gpu: bool, expected: int) -> None:
+    assert places_for(CellShape(num_workers=1, lanes=1, cpus_per_worker=2, use_gpu=use_gpu), nodes) == expected
 
 
 def test_two_cells_share_the_places() -> None:

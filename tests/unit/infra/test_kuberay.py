@@ -110,6 +110,14 @@ def test_the_job_asks_for_a_program_and_options_that_exist() -> None:
     }
 
 
+def test_the_job_waits_for_gpus_because_its_cluster_begins_with_no_node_for_workers() -> None:
+    cluster = read(KUBERAY / "raycluster.yaml")["spec"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    assert {group["replicas"] for group in cluster["workerGroupSpecs"]} == {0}
+    assert cluster["enableInTreeAutoscaling"]
+    assert "--device gpu" in read(KUBERAY / "rayjob.yaml")["spec"]["entrypoint"]
+
+
 def test_the_service_names_settings_that_the_server_reads() -> None:
     config = yaml.safe_load(read(KUBERAY / "rayservice.yaml")["spec"]["serveConfigV2"])
     (application,) = config["applications"]
