@@ -1,4 +1,9 @@
-"""A process that learns one concept, writes a checkpoint after every step, and goes on from it when started again."""
+"""A process that learns one concept, writes a checkpoint after every step, and goes on from it when started again.
+
+    python -m tests.unit.training.one_lane CONCEPTS STORE [hold]
+
+It says its step when it starts and whenever a checkpoint of it is written. With `hold` it never takes the last one.
+"""
 
 import sys
 from pathlib import Path
@@ -18,8 +23,8 @@ STEPS = 12
 KEY = "lane.safetensors"
 
 
-def learn(concepts: str, store_folder: str) -> torch.Tensor:
-    """Return the soft tokens after the last step."""
+def learn(concepts: str, store_folder: str, *, holds: bool = False) -> None:
+    """Take every step, or all but the last and wait there to be killed."""
     torch.set_num_threads(1)
     store = LocalStore(Path(store_folder))
     ((_, spec),) = load_concepts(concepts)
@@ -32,13 +37,19 @@ def learn(concepts: str, store_folder: str) -> torch.Tensor:
         checkpoint = None
     lane = workbench.lane(spec, recipe=recipe, identity="x", checkpoint=checkpoint)
     workbench.trainer.add(lane)
+    _say(lane.step)
     while workbench.trainer.lanes:
+        if holds and lane.step == STEPS - 1:
+            sys.stdin.read()
         workbench.trainer.step()
         store.put(KEY, save_lane(lane, identity="x"))
-        sys.stdout.write(f"{lane.step}\n")
-        sys.stdout.flush()
-    return lane.soft.detach()
+        _say(lane.step)
+
+
+def _say(step: int) -> None:
+    sys.stdout.write(f"{step}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    learn(sys.argv[1], sys.argv[2])
+    learn(sys.argv[1], sys.argv[2], holds="hold" in sys.argv[3:])
