@@ -1,0 +1,75 @@
+"""Which concepts stay in memory, and whose rows are whose."""
+
+from collections.abc import Callable
+
+import torch
+
+from omnifarm.backbone.weights import LoadedBackbone
+from omnifarm.clock import ManualClock
+from omnifarm.concept.repository import ConceptRepository
+from omnifarm.serving.engine import Engine
+from omnifarm.serving.resident import Resident, ResidentConcepts
+from tests.unit.serving.concepts import QUICK
+from tests.unit.serving.test_batching import content
+
+
+def residents_of(loaded: LoadedBackbone, repository: ConceptRepository, *, capacity: int) -> ResidentConcepts:
+    return ResidentConcepts(
+        repository,
+        fingerprint=loaded.fingerprint,
+        clock=ManualClock(),
+        width=loaded.config.hidden_size,
+        capacity=capacity,
+    )
+
+
+def get(residents: ResidentConcepts, name: str) -> Resident:
+    (one,) = residents.get([name])
+    return one
+
+
+def test_the_least_recently_used_concept_gives_way(loaded: LoadedBackbone, repository: ConceptRepository) -> None:
+    residents = residents_of(loaded, repository, capacity=2)
+    maeve, bo = get(residents, "maeve"), get(residents, "bo")
+    assert get(residents, "maeve") is maeve
+    cleo = get(residents, "cleo")
+    assert len(residents) == 2
+    assert get(residents, "maeve") is maeve
+    assert get(residents, "cleo") is cleo
+    assert get(residents, "bo") is not bo
+
+
+def test_a_concept_in_use_keeps_its_rows_where_one_has_room(
+    loaded: LoadedBackbone, repository: ConceptRepository
+) -> None:
+    residents = residents_of(loaded, repository, capacity=1)
+    all_free = len(residents._free)
+    in_use = get(residents, "maeve")
+    learned = residents.table[in_use.rows.index].clone()
+    rows_of_bo = set(get(residents, "bo").rows.index.tolist())
+    get(residents, "cleo")
+    rows_of_dax = set(get(residents, "dax").rows.index.tolist())
+    assert len(residents) == 1
+    assert rows_of_dax == rows_of_bo, "nobody used them: they went back when cleo came, and are dealt anew"
+    assert not rows_of_dax & set(in_use.rows.index.tolist())
+    assert torch.equal(residents.table[in_use.rows.index], learned)
+    assert all_free - len(residents._free) == len(rows_of_dax) + len(in_use.rows)
+    again = get(residents, "maeve")
+    assert again is not in_use
+    assert torch.equal(residents.table[again.rows.index], learned)
+    del in_use
+    assert all_free - len(residents._free) == len(again.rows)
+
+
+def test_a_drawing_keeps_the_concept_that_others_crowd_out(new_engine: Callable[..., Engine]) -> None:
+    alone = new_engine().generate("A photo of <maeve>.", size=(32, 32), options=QUICK, seed=1)
+    engine = new_engine(concepts=1)
+    ticket = engine.submit(engine.door.generate("A photo of <maeve>.", size=(32, 32), options=QUICK, seed=1))
+    for name in ("bo", "cleo", "dax"):
+        engine.step()
+        assert not ticket.is_done
+        engine.ask(f"Who is <{name}>?", max_tokens=1)
+    while engine.step():
+        pass
+    assert content(ticket.result(0)) == content(alone)
+    assert engine.statistics()["residents"] == 1
