@@ -54,13 +54,12 @@ class OmniFarm:
         return build_api(self._services)
 
     def check_health(self) -> None:
-        """Have Serve replace a replica whose engine has ended.
+        """Have Serve replace a replica whose engine has ended or stands still.
 
         Raises:
-            ServingError: The engine's thread is gone.
+            ServingError: The engine's thread is gone, or it has work and ends no step.
         """
-        if not self._services.worker.is_alive:
-            raise ServingError("expected a running engine, found one that has ended")
+        self._services.worker.check()
 
     def exposition(self) -> tuple[str, str]:
         """This replica's name and metrics."""

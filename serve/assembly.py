@@ -12,8 +12,10 @@ from omnifarm.backbone.weights import load_backbone
 from omnifarm.clock import SystemClock
 from omnifarm.errors import ConfigError
 from omnifarm.farm.submission import inspect_backbone
+from omnifarm.serving.capacity import Capacity
 from omnifarm.serving.engine import Engine
 from omnifarm.serving.requests import Limits
+from omnifarm.serving.scheduler import Budget
 from omnifarm.serving.worker import EngineWorker
 from omnifarm.store.probe import probe_conditional_writes
 from omnifarm.tenancy import Accounts
@@ -56,6 +58,10 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None, repli
         limits=Limits(
             max_text_chars=settings.max_text_chars, max_images=settings.max_images, max_waiting=settings.max_waiting
         ),
+        capacity=Capacity(
+            cached_tokens=settings.cached_tokens,
+            budget=Budget.of(settings.step_tokens) if settings.step_tokens else None,
+        ),
         clock=clock,
     )
     if settings.compiled:
@@ -70,7 +76,7 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None, repli
         settings=settings,
         clock=clock,
         engine=engine,
-        worker=EngineWorker(engine),
+        worker=EngineWorker(engine, stall_s=settings.stall_s),
         latent_stride=loaded.config.latent_downsample,
         accounts=Accounts(spaces.root, clock=clock),
         spaces=spaces,

@@ -53,6 +53,12 @@ class ServeSettings:
     """Pictures drawn for one request (`n`)."""
     max_waiting: int = 32
     """Requests a replica holds; the next one gets 503 and Retry-After."""
+    cached_tokens: int = 65536
+    """Tokens whose keys and values have room on the device: 9 kB each for the miniature, 56 kB for the released model."""
+    step_tokens: int = 0
+    """Tokens of one forward pass of all requests together; 0 takes what suits the backbone on its device."""
+    stall_s: int = 300
+    """A replica with work whose engine ends no step for so long is replaced; more than the longest step takes."""
     fetch_hosts: str = ""
     """Hosts (comma-separated, with `:port` where it is not 443) from which pictures may be fetched over https."""
     log_level: str = "INFO"
@@ -79,6 +85,9 @@ class ServeSettings:
             ("max_text_chars", 1),
             ("max_drawings", 1),
             ("max_waiting", 1),
+            ("cached_tokens", 1),
+            ("step_tokens", 0),
+            ("stall_s", 1),
         ):
             if getattr(self, name) < low:
                 raise ConfigError(f"expected {PREFIX}{name.upper()} of at least {low}, found {getattr(self, name)}")

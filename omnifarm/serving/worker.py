@@ -45,12 +45,12 @@ class EngineWorker:
             ServingError: Its thread has ended, or there is work and no step has ended for `stall_s`.
         """
         if not self.is_alive:
-            raise ServingError("expected a running engine, found one that has ended; start another")
+            raise ServingError("expected a running engine, found one that has ended")
         stalled_s = self.engine.stalled_s
         if stalled_s > self._stall_s:
             raise ServingError(
                 f"expected an engine with work to finish a step within {self._stall_s:.0f} s, found none for "
-                f"{stalled_s:.0f} s; start another, or allow longer steps",
+                f"{stalled_s:.0f} s; allow longer steps if the device needs them",
                 stalled_s=stalled_s,
             )
 

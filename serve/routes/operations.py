@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
-from omnifarm.errors import OverloadedError, StoreError
+from omnifarm.errors import OverloadedError, ServingError, StoreError
 from serve.metrics import together
 from serve.services import Operator, Shared
 from serve.wire.base import ErrorReply
@@ -40,8 +40,10 @@ async def health(shared: Shared) -> HealthReply:
 @router.get("/ready", response_model=ReadyReply, responses={503: {"model": ErrorReply}})
 async def ready(shared: Shared) -> ReadyReply:
     """Say that the replica can take work: its engine runs, its store answers, and it has places."""
-    if not shared.worker.is_alive:
-        raise OverloadedError("expected a running engine, found one that has ended; the replica will be replaced")
+    try:
+        shared.worker.check()
+    except ServingError as error:
+        raise OverloadedError(f"{error.message}; the replica will be replaced") from error
     try:
         await anyio.to_thread.run_sync(lambda: next(iter(shared.spaces.root.list("accounts/")), None))
     except StoreError as error:
