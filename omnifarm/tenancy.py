@@ -132,7 +132,8 @@ class Accounts:
     Args:
         store: The root store.
         clock: Stamps keys and ages what is remembered.
-        refresh_s: Seconds for which an account that was read is believed; a revoked key works so much longer.
+        refresh_s: Seconds for which what was read is believed: a revoked key works so much longer, a new tenant's first
+            key so much later.
     """
 
     def __init__(self, store: Store, *, clock: Clock, refresh_s: float = 2.0) -> None:
@@ -140,6 +141,7 @@ class Accounts:
         self._clock = clock
         self._refresh_s = refresh_s
         self._known: dict[str, tuple[float, Account | None]] = {}
+        self._names: tuple[float, frozenset[str]] | None = None
 
     def create(self, tenant: str, *, limits: TenantLimits | None = None) -> Account:
         """Write a new account without keys.
@@ -152,7 +154,7 @@ class Accounts:
             self._store.put(_key(tenant), account.encode(), if_none_match=True)
         except PreconditionError:
             raise ConfigError(f"tenant {tenant!r} exists already; choose another name or add a key to it") from None
-        self._known.clear()
+        self._forget()
         return account
 
     def add_key(self, tenant: str, *, scopes: Iterable[Scope] = SCOPES) -> str:
@@ -209,15 +211,26 @@ class Accounts:
         known = self._known.get(tenant)
         if known is not None and now_s - known[0] < self._refresh_s:
             return known[1]
+        if known is None and tenant not in self._listed(now_s):
+            # However many names a stranger guesses: one listing answers for all of them, and none is remembered.
+            return None
         try:
             account: Account | None = Account.decode(self._store.get(_key(tenant)).data)
         except NotFoundError:
             account = None
-        if len(self._known) > 10_000:
-            # Guessed names must not fill the memory.
-            self._known.clear()
         self._known[tenant] = (now_s, account)
         return account
+
+    def _listed(self, now_s: float) -> frozenset[str]:
+        """Return the names of all tenants, as they were at most `refresh_s` ago."""
+        if self._names is None or now_s - self._names[0] >= self._refresh_s:
+            keys = self._store.list(ACCOUNTS)
+            self._names = now_s, frozenset(key.removeprefix(ACCOUNTS).removesuffix(".json") for key in keys)
+        return self._names[1]
+
+    def _forget(self) -> None:
+        self._known.clear()
+        self._names = None
 
     def _change(self, tenant: str, change: Callable[[Account], Account]) -> None:
         for _ in range(_MAX_SWAPS):
@@ -229,7 +242,7 @@ class Accounts:
                 self._store.put(_key(tenant), change(Account.decode(found.data)).encode(), if_match=found.etag)
             except PreconditionError:
                 continue
-            self._known.clear()
+            self._forget()
             return
         raise StoreError(f"the account of {tenant!r} changes all the time: does the store honour If-Match?")
 

@@ -35,6 +35,10 @@ class TokenBucket:
             return 0.0
         return (1.0 - self.tokens) / self.rate_per_s if self.rate_per_s > 0 else 3600.0
 
+    def charge(self, number: int) -> None:
+        """Take `number` tokens, also such as are not there yet: who comes next waits so much longer."""
+        self.tokens -= number
+
 
 @dataclass(kw_only=True, slots=True)
 class _Seen:
@@ -68,6 +72,10 @@ class Admission:
                 f"{max(1, round(wait_s + 0.5))} s",
                 retry_after_s=wait_s,
             )
+
+    def charge(self, caller: Caller, number: int) -> None:
+        """Count `number` (>= 0) more requests of a tenant, whose request turned out to be as much work."""
+        self._seen(caller).bucket.charge(number)
 
     @contextmanager
     def place(self, caller: Caller) -> Iterator[None]:

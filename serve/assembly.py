@@ -25,6 +25,7 @@ from serve.metrics import EngineFigures, Metrics
 from serve.origins import Origins
 from serve.pictures import Intake
 from serve.previews import Previews
+from serve.readiness import Readiness
 from serve.services import Peers, Services
 from serve.settings import ServeSettings
 from serve.spaces import Spaces
@@ -84,6 +85,7 @@ def build_services(settings: ServeSettings, *, peers: Peers | None = None, repli
         origins=Origins(),
         admission=Admission(clock=clock, max_waiting=settings.max_waiting),
         metrics=metrics,
+        readiness=Readiness(spaces.root, clock=clock),
         intake=Intake(settings, rule=ImageTransform(config=loaded.config.vae_transform)),
         http=httpx.AsyncClient(),
         peers=peers or this_one,

@@ -1,14 +1,18 @@
 """Counts and times of one replica for Prometheus, and the exposition of all replicas together."""
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
+from omnifarm.logs import event
 from omnifarm.serving.engine import Engine
 
+_LOG = logging.getLogger("omnifarm.serve")
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -94,6 +98,24 @@ _COUNTERS = {
     "prefix_hits": "Cached prefixes found.",
     "prefix_misses": "Cached prefixes computed.",
 }
+
+
+async def answered(asked: Awaitable[list[Any]], *, own: tuple[str, str]) -> list[tuple[str, str]]:
+    """Return the expositions of the replicas that answered, our own in any case.
+
+    A replica that dies, or does not answer in time, is missing: whoever watches is most interested in the others then.
+
+    Args:
+        asked: Gives what each replica answered, or the error it died of; may itself fail.
+        own: This replica's name and exposition.
+    """
+    try:
+        answers = await asked
+    except Exception as error:  # noqa: BLE001 - Ray's errors have no base of their own, and none is worth a 500
+        event(_LOG, "replicas_not_asked", level=logging.WARNING, error=f"{type(error).__name__}: {error}"[:200])
+        answers = []
+    found = {answer[0]: answer[1] for answer in answers if isinstance(answer, tuple)}
+    return list({**found, own[0]: own[1]}.items())
 
 
 def together(expositions: Iterable[tuple[str, str]]) -> str:

@@ -19,6 +19,7 @@ from serve.metrics import Metrics
 from serve.origins import Origins
 from serve.pictures import Intake
 from serve.previews import Previews
+from serve.readiness import Readiness
 from serve.settings import ServeSettings
 from serve.spaces import Space, Spaces
 
@@ -54,6 +55,8 @@ class Services:
     """Who may come in now."""
     metrics: Metrics
     """What is counted."""
+    readiness: Readiness
+    """Whether the store answers."""
     intake: Intake
     """Decodes pictures."""
     http: httpx.AsyncClient

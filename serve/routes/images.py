@@ -166,6 +166,8 @@ async def _draw(shared: Services, caller: Caller, task: _Task, idempotency_key: 
 
     async def work() -> dict[str, Any]:
         with shared.admission.place(caller):
+            # Each picture counts as a request of its own.
+            shared.admission.charge(caller, task.body.n - 1)
             prepared = await task.prepare()
             pictures = await _all(shared, prepared.requests)
             reply = await anyio.to_thread.run_sync(_reply, shared, task, prepared.mask, pictures)

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import anyio.to_thread
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
@@ -39,13 +38,13 @@ async def health(shared: Shared) -> HealthReply:
 
 @router.get("/ready", response_model=ReadyReply, responses={503: {"model": ErrorReply}})
 async def ready(shared: Shared) -> ReadyReply:
-    """Say that the replica can take work: its engine runs, its store answers, and it has places."""
+    """Say that the replica can take work: its engine runs and its store answers (looked up every other second)."""
     try:
         shared.worker.check()
     except ServingError as error:
         raise OverloadedError(f"{error.message}; the replica will be replaced") from error
     try:
-        await anyio.to_thread.run_sync(lambda: next(iter(shared.spaces.root.list("accounts/")), None))
+        await shared.readiness.check()
     except StoreError as error:
         raise OverloadedError("expected the store to answer, found that it does not; try again") from error
     figures = shared.engine.statistics()

@@ -93,3 +93,25 @@ def test_each_tenant_has_a_place_of_its_own() -> None:
     assert tenant_store_url("/srv/farm", "") == "/srv/farm"
     with pytest.raises(ConfigError):
         tenant_store_url("/srv/farm", "../x")
+
+
+def test_guessed_names_cost_one_listing_and_are_not_remembered(
+    accounts: Accounts, store: MemoryStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts.create("acme")
+    asked: list[str] = []
+    listing, get = store.list, store.get
+    monkeypatch.setattr(store, "list", lambda prefix: (asked.append("list"), listing(prefix))[1])
+    monkeypatch.setattr(store, "get", lambda key: (asked.append(key), get(key))[1])
+    for number in range(50):
+        assert accounts.authenticate(f"omf_guess{number}_{'A' * 43}") is None
+    assert asked == ["list"]
+    assert accounts.authenticate(f"omf_acme_{'A' * 43}") is None
+    assert asked == ["list", "accounts/acme.json"]
+    # A tenant that somebody else creates is known as soon as the list is read again.
+    key = (other := Accounts(store, clock=clock)).create("later") and other.add_key("later")
+    assert accounts.authenticate(key) is None
+    clock.advance_s(2.0)
+    caller = accounts.authenticate(key)
+    assert caller is not None
+    assert caller.tenant == "later"

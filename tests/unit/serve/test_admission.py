@@ -61,3 +61,18 @@ def test_a_tenant_watches_so_many_jobs_and_no_more() -> None:
                 pass
         with door.watch(caller(max_concurrent=2)):
             pass
+
+
+def test_several_pictures_count_as_several_requests_and_who_comes_next_waits_for_them() -> None:
+    clock = ManualClock()
+    door = Admission(clock=clock, max_waiting=10)
+    acme = caller(requests_per_minute=60)
+    door.check_rate(acme)
+    door.charge(acme, 9)
+    with pytest.raises(RateLimitError) as refused:
+        door.check_rate(acme)
+    # Six at once, ten taken: four are owed, and one more is asked for.
+    assert refused.value.facts["retry_after_s"] == pytest.approx(5.0)
+    door.check_rate(caller("globex", requests_per_minute=60))
+    clock.advance_s(5.0)
+    door.check_rate(acme)
