@@ -18,16 +18,22 @@ from omnifarm.errors import ServingError
 from omnifarm.logs import configure, event
 from serve.api import build_api
 from serve.assembly import build_services, build_trainer
+from serve.metrics import answered
 from serve.services import Services
 from serve.settings import ServeSettings
+from serve.sweeping import Sweeper
 
+_ASK_S = 2.0
+"""Seconds within which all replicas tell their metrics; Prometheus gives up after ten."""
 _LOG = logging.getLogger("omnifarm.serve")
 
 
 @serve.deployment(
     name="omnifarm",
-    max_ongoing_requests=128,
-    max_queued_requests=256,
+    # As many as a replica has places (`max_waiting`): beyond them requests wait in Serve's queue, and beyond that they
+    # are refused, instead of being refused by a full replica while another has room.
+    max_ongoing_requests=64,
+    max_queued_requests=128,
     health_check_period_s=5,
     health_check_timeout_s=30,
     graceful_shutdown_timeout_s=120,
@@ -47,6 +53,8 @@ class OmniFarm:
         # Only held, so that both are one application.
         self._trainer = trainer
         self._services: Services = build_services(settings, peers=self._expositions, replica=self._replica)
+        sweeper = Sweeper(self._services.spaces, clock=self._services.clock)
+        threading.Thread(target=sweeper.run_forever, name="sweeper", daemon=True).start()
         event(_LOG, "replica_ready", backbone=settings.backbone, fingerprint=self._services.engine.fingerprint)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -68,7 +76,8 @@ class OmniFarm:
     async def _expositions(self) -> list[tuple[str, str]]:
         name, app_name = self._handle
         response = serve.get_deployment_handle(name, app_name=app_name).broadcast("exposition")
-        return list(await response.results_async())
+        asked = response.results_async(timeout_s=_ASK_S, return_exceptions=True)
+        return await answered(asked, own=self.exposition())
 
 
 @serve.deployment(

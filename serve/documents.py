@@ -7,6 +7,8 @@ The folder is a copy: files may be deleted after the job was created.
 """
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -86,54 +88,79 @@ def parse_document(data: bytes) -> dict[str, Any]:
     return parse_object(data, expected="a concept document (a JSON object)", field="file")
 
 
-def write_concept(
-    document: ConceptDocument, *, name: str, shelf: Shelf, store: Store, url: str, limits: TenantLimits
-) -> str:
-    """Write a concept folder and check that it can be learned from. Safe to repeat.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConceptCopy:
+    """A concept folder before it is written."""
+
+    folder: str
+    """Where it goes in the tenant's store; follows from everything in it."""
+    text: bytes
+    """Its concept.yaml."""
+    files: Mapping[str, str]
+    """Uploaded pictures by their path in the folder."""
+    size_bytes: int
+    """Of everything in it together."""
+
+
+def plan_copy(document: ConceptDocument, *, name: str, shelf: Shelf) -> ConceptCopy:
+    """Say what a concept folder will hold; writes nothing.
 
     Args:
         document: What to learn.
         name: The concept's name.
         shelf: Holds the pictures.
-        store: The tenant's own store.
-        url: Its URL.
-        limits: What the tenant may have.
-
-    Returns:
-        The folder's URL.
 
     Raises:
         MissingError: The document names a file that the tenant does not have.
         RequestError: It names a file that is no picture.
-        QuotaError: The copies would be more than the tenant may have.
-        ConceptError: The concept cannot be learned, with every reason.
     """
-    copies = {
+    files = {
         f"{folder}/{index:03d}.png": file_id
         for folder, ids in document.file_ids().items()
         for index, file_id in enumerate(ids)
     }
-    paths = {file_id: path for path, file_id in copies.items()}
+    paths = {file_id: path for path, file_id in files.items()}
     for file_id in paths:
         if shelf.get(file_id).purpose != "vision":
             raise RequestError(f"expected {file_id} to be a picture, found a document", field="training_file")
     text = yaml.safe_dump(_plain(document, name=name, paths=paths), allow_unicode=True, sort_keys=True).encode()
     digest, size_bytes = hashlib.sha256(text), len(text)
     # Read twice, for the folder's name and to be copied: all of them together may be more than memory holds.
-    for path in sorted(copies):
-        data = shelf.content(copies[path])
+    for path in sorted(files):
+        data = shelf.content(files[path])
         digest.update(path.encode() + hashlib.sha256(data).digest())
         size_bytes += len(data)
     folder = folder_of(name, digest=digest.hexdigest(), size_bytes=size_bytes)
-    folder_url = f"{url.rstrip('/')}/{folder}"
+    return ConceptCopy(folder=folder, text=text, files=files, size_bytes=size_bytes)
+
+
+def write_copy(copy: ConceptCopy, *, shelf: Shelf, store: Store, limits: TenantLimits) -> str:
+    """Write a concept folder and check that it can be learned from. Safe to repeat.
+
+    Args:
+        copy: As planned.
+        shelf: Holds the pictures.
+        store: The tenant's own store.
+        limits: What the tenant may have.
+
+    Returns:
+        The folder's URL.
+
+    Raises:
+        MissingError: A picture was deleted meanwhile.
+        QuotaError: The copies would be more than the tenant may have.
+        ConceptError: The concept cannot be learned, with every reason.
+    """
+    folder = copy.folder
+    folder_url = copy_url(copy, store=store)
     if next(store.list(f"{folder}/concept.yaml", limit=1), None) is not None:
         return folder_url
     if next(store.list(f"{folder}/", limit=1), None) is None:
-        shelf.check_room(size_bytes, limits=limits)
+        shelf.check_room(copy.size_bytes, limits=limits)
     try:
-        for path, file_id in copies.items():
+        for path, file_id in copy.files.items():
             store.put(f"{folder}/{path}", shelf.content(file_id))
-        store.put(f"{folder}/concept.yaml", text)
+        store.put(f"{folder}/concept.yaml", copy.text)
         ((_, found),) = load_concepts(folder_url)
         if isinstance(found, ConceptError):
             raise found
@@ -141,6 +168,11 @@ def write_concept(
         erase_copy(store, folder_url)
         raise
     return folder_url
+
+
+def copy_url(copy: ConceptCopy, *, store: Store) -> str:
+    """Return where a copy lies, or will lie."""
+    return f"{store.url.rstrip('/')}/{copy.folder}"
 
 
 def _plain(document: ConceptDocument, *, name: str, paths: dict[str, str]) -> dict[str, Any]:

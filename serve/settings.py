@@ -32,7 +32,8 @@ class ServeSettings:
     """`keys`: every request needs a tenant's key. `owner`: requests from this machine itself act for the whole store,
     without a key."""
     train: bool = True
-    """Whether this application trains what is uploaded; false leaves it to a cell."""
+    """Whether this application trains what is uploaded. With false it takes no jobs of tenants, as cells
+    (`jobs/train_concepts.py`) lease from the owner's part of the store only; the owner's own jobs are left to cells."""
     train_lanes: int = 2
     """Concepts of one tenant trained side by side."""
     checkpoint_s: int = 4
@@ -51,8 +52,9 @@ class ServeSettings:
     """A longer question, prompt or instruction is refused with 422."""
     max_drawings: int = 4
     """Pictures drawn for one request (`n`)."""
-    max_waiting: int = 32
-    """Requests a replica holds; the next one gets 503 and Retry-After."""
+    max_waiting: int = 64
+    """Requests a replica holds; the next one gets 503 and Retry-After. Behind Ray Serve `max_ongoing_requests` is to be at
+    most this, so that requests wait in Serve's queue instead."""
     cached_tokens: int = 65536
     """Tokens whose keys and values have room on the device: 9 kB each for the miniature, 56 kB for the released model."""
     step_tokens: int = 0

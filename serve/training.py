@@ -18,10 +18,8 @@ from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import event
 from omnifarm.store.base import Store
-from omnifarm.tenancy import ACCOUNTS
 from omnifarm.training.workbench import Workbench
 from serve.errors import MissingError
-from serve.idempotency import sweep
 from serve.spaces import Space, Spaces
 from serve.tuning import OWNER, PENDING, Job
 
@@ -74,13 +72,11 @@ class ConceptTrainer:
         self._worker_id = f"trainer-{secrets.token_hex(4)}"
         self._benches: dict[Precision, Workbench] = {}
         self._last_turn: dict[str, float] = {}
-        self._tidied_s: float | None = None
 
     def run_forever(self, *, poll_s: float = 1.0) -> None:
         """Take turns until the process ends; a turn that fails is logged, and its jobs are tried again."""
         while True:
             try:
-                self.tidy()
                 turn = self.next_turn()
                 if turn is None:
                     self._clock.sleep_s(poll_s)
@@ -89,15 +85,6 @@ class ConceptTrainer:
             except OmniFarmError as error:
                 event(_LOG, "turn_failed", level=logging.ERROR, error=str(error))
                 self._clock.sleep_s(poll_s)
-
-    def tidy(self, *, every_s: float = 3600.0) -> None:
-        """Erase kept replies whose time is over, of every tenant, if it was not done for `every_s` seconds."""
-        now_s = self._clock.monotonic_s()
-        if self._tidied_s is not None and now_s - self._tidied_s < every_s:
-            return
-        self._tidied_s = now_s
-        for tenant in ("", *(key.removeprefix(ACCOUNTS).removesuffix(".json") for key in self._root.list(ACCOUNTS))):
-            sweep(self._spaces.of(tenant).store, now_s=self._clock.now_s())
 
     def next_turn(self) -> Turn | None:
         """Return what to do next, or None; strikes from the list of work what is finished."""
@@ -137,10 +124,10 @@ class ConceptTrainer:
         try:
             job = space.tuning.get(f"ftjob-{job_id}")
         except MissingError:
-            self._strike(space, job_id)
+            space.tuning.strike(job_id)
             return None
         if job.status.is_final:
-            self._strike(space, job_id)
+            space.tuning.strike(job_id)
             return None
         return job if job.record.not_before_s <= self._clock.now_s() else None
 
@@ -153,10 +140,7 @@ class ConceptTrainer:
         if state is JobState.CANCELLED:
             space.repository.delete(job.request.name, version=job.request.job_id)
         if state.is_finished:
-            self._strike(space, job.request.job_id)
-
-    def _strike(self, space: Space, job_id: str) -> None:
-        self._root.delete(f"{PENDING}{space.tenant or OWNER}/{job_id}")
+            space.tuning.strike(job.request.job_id)
 
     def _bench(self, precision: Precision) -> Workbench:
         if precision not in self._benches:

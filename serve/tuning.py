@@ -1,12 +1,15 @@
 """Fine-tuning jobs of one tenant: created, looked at, cancelled; the farm's job records hold the truth.
 
-    tuning/<job id>.json             what was asked for, beside the farm's jobs/<job id>.json
-    pending/<tenant>/<job id>        in the root store: where a trainer looks for work; `-` is the owner
+    tuning/<job id>.json                      what was asked for, beside the farm's jobs/<job id>.json
+    tuning-newest/<time>-<job id>-<name>      empty; names in this order are jobs from the newest to the oldest
+    pending/<tenant>/<job id>                 in the root store: where a trainer looks for work; `-` is the owner
 
 A job's id follows from photographs, facts, recipe and backbone, so asking twice is one job.
 """
 
+import contextlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any, Self
@@ -23,7 +26,7 @@ from omnifarm.store.base import Store
 from omnifarm.tenancy import TenantLimits
 from serve.copies import PREFIX as FOLDERS
 from serve.copies import erase_copy
-from serve.documents import ConceptDocument, write_concept
+from serve.documents import ConceptDocument, copy_url, plan_copy, write_copy
 from serve.errors import MissingError, QuotaError
 from serve.idempotency import forget_replies
 from serve.shelf import Shelf
@@ -34,8 +37,14 @@ PENDING = "pending/"
 """Keys of the trainers' list of work begin with this."""
 OWNER = "-"
 """The owner's name in the list of work."""
+NEWEST = "tuning-newest/"
+"""Keys of the list of all jobs begin with this."""
+MAX_JOBS_KEPT = 1000
+"""Jobs of a tenant, finished ones included."""
 _SCHEMA_VERSION = 1
 _ID_PREFIX = "ftjob-"
+_FAR_MS = 10**13 - 1
+_NEWEST_NAME = re.compile(rf"{NEWEST}\d{{13}}-([0-9a-f]{{32}})-(.+)")
 
 
 class JobStatus(Enum):
@@ -164,23 +173,18 @@ class Tuning:
             limits: What the tenant may have.
 
         Raises:
-            QuotaError: The tenant has as many concepts, unfinished jobs or bytes as it may.
+            QuotaError: The tenant has as many concepts, jobs or bytes as it may.
             ConceptError: The concept cannot be learned, with every reason.
             ConfigError: A recipe setting cannot be used.
             MissingError: A file does not exist.
         """
-        names = self._repository.names()
-        if name not in names and len(names) >= limits.max_concepts:
-            raise QuotaError(
-                f"expected at most {limits.max_concepts} concepts, found {len(names)} already; delete one first"
-            )
-        waiting = sum(1 for _ in self._root.list(self._pending))
-        if waiting >= limits.max_jobs:
-            raise QuotaError(f"expected at most {limits.max_jobs} unfinished jobs, found {waiting}; wait for one")
         backbone = replace(self._backbone, recipe=self._backbone.recipe.with_overrides(overrides))
-        url = write_concept(
-            document, name=name, shelf=self._shelf, store=self._store, url=self._store.url, limits=limits
-        )
+        copy = plan_copy(document, name=name, shelf=self._shelf)
+        known = self._known(name, copy_url(copy, store=self._store), backbone)
+        if known is not None:
+            return known
+        self._require_room(name, limits=limits)
+        url = write_copy(copy, shelf=self._shelf, store=self._store, limits=limits)
         (record,) = submit_concepts(url, queue=self._queue, backbone=backbone)
         request = TuningRequest(
             job_id=record.job_id,
@@ -190,6 +194,7 @@ class Tuning:
             metadata=metadata,
         )
         self._store.put(_key(record.job_id), request.encode())
+        self._store.put(_newest(Job(request=request, record=record)), b"")
         if not record.state.is_finished:
             self._root.put(self._pending + record.job_id, b"")
         return Job(request=request, record=record)
@@ -208,11 +213,27 @@ class Tuning:
             raise _missing(public_id)
         return job
 
-    def list(self) -> list[Job]:
-        """Return every job, newest first."""
-        ids = [key[len(PREFIX) : -len(".json")] for key in self._store.list(PREFIX)]
-        jobs = [job for job_id in ids if (job := self._read(job_id)) is not None]
-        return sorted(jobs, key=lambda job: (-job.record.created_at_s, job.request.job_id))
+    def page(self, *, limit: int, after: str | None = None) -> tuple[list[Job], bool]:
+        """Return jobs from the newest to the oldest; reads no others.
+
+        Args:
+            limit: At most so many.
+            after: Public id of the job before the first one wanted; one that does not exist stands for none.
+
+        Returns:
+            The jobs, and whether there are more.
+        """
+        begin = ""
+        if after is not None:
+            with contextlib.suppress(MissingError):
+                begin = _newest(self.get(after))
+        keys = list(self._store.list(NEWEST, after=begin, limit=limit + 1))
+        return self._read_all(keys[:limit]), len(keys) > limit
+
+    def of(self, name: str) -> list[Job]:
+        """Return the jobs of one concept, newest first."""
+        keys = [key for key in self._store.list(NEWEST) if (found := _NEWEST_NAME.fullmatch(key)) and found[2] == name]
+        return self._read_all(keys)
 
     def cancel(self, public_id: str) -> Job:
         """Take a job back: it is not begun, or stops within a worker's heartbeat. Finished jobs stay as they are.
@@ -226,7 +247,8 @@ class Tuning:
         job = self.get(public_id)
         if job.status is JobStatus.CANCELLED:
             url = job.record.concept_url
-            users = [one for one in self.list() if one.record.concept_url == url]
+            # The place tells the name, so nobody else's job learns from there.
+            users = [one for one in self.of(job.request.name) if one.record.concept_url == url]
             if all(one.status is JobStatus.CANCELLED for one in users):
                 erase_copy(self._store, url)
         return job
@@ -242,17 +264,28 @@ class Tuning:
         Raises:
             MissingError: The tenant has neither a concept nor a job of that name.
         """
-        jobs = [job for job in self.list() if job.request.name == name]
-        for job in jobs:
-            self._call_off(job)
+        ids = [record.job_id for record in self._queue.list() if record.name == name]
+        for job_id in ids:
+            self._root.delete(self._pending + job_id)
         folders = list(self._store.erasable(f"{FOLDERS}{name}/"))
+        listed = [
+            key for key in self._store.erasable(NEWEST) if (one := _NEWEST_NAME.fullmatch(key)) and one[2] == name
+        ]
         report = erase_concept(name, store=self._store, queue=self._queue)
-        for key in [*folders, *(_key(job.request.job_id) for job in jobs)]:
+        for key in [*folders, *map(_key, ids), *listed]:
             self._store.erase(key)
         forget_replies(self._store)
-        if not report.versions and not jobs and not folders:
+        if not report.versions and not ids and not folders:
             raise MissingError(f"expected a learned concept, found none named <{name}>", concept=f"<{name}>")
         return report.versions
+
+    def strike(self, job_id: str) -> None:
+        """Take a job that is over off the list of work."""
+        self._root.delete(self._pending + job_id)
+        # Somebody may have asked for it again since it was looked at.
+        again = self._read(job_id)
+        if again is not None and not again.status.is_final:
+            self._root.put(self._pending + job_id, b"")
 
     def recipe(self, job: Job) -> TrainingRecipe:
         """Return how a job is learned."""
@@ -262,6 +295,50 @@ class Tuning:
         if not job.status.is_final:
             self._queue.cancel(job.request.job_id)
             self._root.delete(self._pending + job.request.job_id)
+
+    def _known(self, name: str, url: str, backbone: Backbone) -> Job | None:
+        """Return the job that learns, or has learned, just this."""
+        recipe, fingerprint = backbone.recipe.to_json(), backbone.fingerprint
+        for job in self.of(name):
+            is_same = job.record.concept_url == url and job.request.recipe == recipe
+            if is_same and job.record.identity.backbone_fingerprint == fingerprint:
+                return job if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED) else None
+        return None
+
+    def _require_room(self, name: str, *, limits: TenantLimits) -> None:
+        unfinished = self._unfinished()
+        # What is being learned will be a concept.
+        names = {*self._repository.names(), *(job.request.name for job in unfinished)}
+        if name not in names and len(names) >= limits.max_concepts:
+            raise QuotaError(
+                f"expected at most {limits.max_concepts} concepts, found {len(names)} learned or being learned already; "
+                "delete one first"
+            )
+        if len(unfinished) >= limits.max_jobs:
+            raise QuotaError(
+                f"expected at most {limits.max_jobs} unfinished jobs, found {len(unfinished)}; wait for one"
+            )
+        if sum(1 for _ in self._store.list(NEWEST, limit=MAX_JOBS_KEPT)) >= MAX_JOBS_KEPT:
+            raise QuotaError(
+                f"expected at most {MAX_JOBS_KEPT} jobs, finished ones included, found as many; delete a concept, its "
+                "jobs go with it"
+            )
+
+    def _unfinished(self) -> list[Job]:
+        ids = [key.removeprefix(self._pending) for key in self._root.list(self._pending)]
+        found = []
+        for job_id in ids:
+            job = self._read(job_id)
+            if job is None or job.status.is_final:
+                # Where no trainer of ours strikes it off.
+                self.strike(job_id)
+            else:
+                found.append(job)
+        return found
+
+    def _read_all(self, newest: list[str]) -> list[Job]:
+        ids = [found[1] for key in newest if (found := _NEWEST_NAME.fullmatch(key))]
+        return [job for job_id in ids if (job := self._read(job_id)) is not None]
 
     def _read(self, job_id: str) -> Job | None:
         try:
@@ -273,6 +350,11 @@ class Tuning:
 
 def _key(job_id: str) -> str:
     return f"{PREFIX}{job_id}.json"
+
+
+def _newest(job: Job) -> str:
+    left_ms = _FAR_MS - int(job.record.created_at_s * 1000)
+    return f"{NEWEST}{left_ms:013d}-{job.request.job_id}-{job.request.name}"
 
 
 def _missing(public_id: str) -> MissingError:

@@ -199,7 +199,7 @@ def _concept(shared: Services, tenant: str, name: str) -> dict[str, Any]:
     manifests = space.repository.versions(name)
     if not manifests:
         raise UnknownConceptError(f"expected a learned concept, found none named <{name}>", concept=f"<{name}>")
-    jobs = [job for job in space.tuning.list() if job.request.name == name]
+    jobs = space.tuning.of(name)
     files = {job.request.job_id: job.request.training_file for job in jobs}
     versions = []
     for manifest in manifests:

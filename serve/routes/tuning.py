@@ -13,7 +13,7 @@ from omnifarm.errors import OmniFarmError, RequestError
 from omnifarm.tenancy import Caller
 from serve.bodies import checked, openapi_json, read_json
 from serve.documents import ConceptDocument, parse_document
-from serve.errors import MissingError, report
+from serve.errors import ForbiddenError, MissingError, report
 from serve.idempotency import once
 from serve.services import Learner, Services, Shared
 from serve.sse import KEEP_ALIVE, sse, stream_reply
@@ -63,11 +63,9 @@ async def list_jobs(
     after: Annotated[str | None, Query(max_length=64)] = None,
 ) -> JobsReply:
     """List jobs, newest first."""
-    jobs = await anyio.to_thread.run_sync(shared.space(caller).tuning.list)
-    ids = [job.public_id for job in jobs]
-    start = ids.index(after) + 1 if after in ids else 0
-    page = jobs[start : start + limit]
-    return JobsReply(data=[JobObject.of(job, tenant=caller.tenant) for job in page], has_more=len(jobs) > start + limit)
+    tuning = shared.space(caller).tuning
+    page, has_more = await anyio.to_thread.run_sync(lambda: tuning.page(limit=limit, after=after))
+    return JobsReply(data=[JobObject.of(job, tenant=caller.tenant) for job in page], has_more=has_more)
 
 
 @router.get("/{job_id}", response_model=JobObject, responses=responses(404, 422))
@@ -111,6 +109,12 @@ def _create(shared: Services, caller: Caller, body: JobBody) -> Job:
     if concept_of(body.model) is not None:
         raise RequestError(f"expected the bare backbone as model, found {body.model!r}", field="model")
     name = bare_name(body.suffix, field="suffix")
+    if caller.tenant and not shared.settings.train:
+        # Cells lease from the owner's own store; a tenant's job would wait for ever.
+        raise ForbiddenError(
+            "expected a server that learns what tenants upload, found one that only serves; ask its operator, who can "
+            "set train to true"
+        )
     space = shared.space(caller)
     if space.shelf.get(body.training_file).purpose != "fine-tune":
         raise RequestError("expected a concept document as training_file, found a picture", field="training_file")

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,13 @@ from openai import OpenAI
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from omnifarm.clock import ManualClock
 from omnifarm.errors import StoreError
 from omnifarm.farm.job import JobState
+from omnifarm.farm.queue import JobQueue
 from serve.assembly import build_trainer
+from serve.idempotency import KEPT_S
+from serve.sweeping import Sweeper
 from tests.integration.serve.conftest import Server, picture
 
 pytestmark = pytest.mark.slow
@@ -241,13 +246,30 @@ def test_files_are_listed_in_pages(acme: OpenAI) -> None:
     assert len(listed) == len(set(listed))
 
 
-def test_the_trainer_sweeps_old_replies_away(server: Server, http: httpx.Client) -> None:
+def test_old_replies_are_swept_away(server: Server, http: httpx.Client) -> None:
     body = {"messages": [{"role": "user", "content": "Who is <maeve>?"}], "max_tokens": 1}
     http.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": "swept"})
     store = server.services.spaces.of("acme").store
-    kept = list(store.list("idempotency/"))
-    assert kept
-    for key in kept:
-        store.put(key, json.dumps({**json.loads(store.get(key).data), "until_s": 0.0}).encode())
-    server.trainer.tidy(every_s=0.0)
+    assert list(store.list("idempotency/"))
+    now_s = server.services.clock.now_s()
+    assert Sweeper(server.services.spaces, clock=ManualClock(now_s)).sweep() == 0
+    assert Sweeper(server.services.spaces, clock=ManualClock(now_s + KEPT_S + 1)).sweep() > 0
     assert list(store.list("idempotency/")) == []
+
+
+def test_a_server_that_trains_nothing_takes_no_job_of_a_tenant_and_hands_the_owners_to_cells(
+    serve_with: Callable[..., Server],
+) -> None:
+    server = serve_with(train=False)
+    acme = server.openai(server.key("acme"))
+    file_id = document(acme)
+    with pytest.raises(openai.PermissionDeniedError, match="only serves; ask its operator"):
+        acme.fine_tuning.jobs.create(model="bagel", training_file=file_id, suffix="never")
+    assert list(server.services.spaces.root.list("pending/")) == []
+    owner = serve_with(train=False, access="owner")
+    mine = owner.openai("none")
+    job = mine.fine_tuning.jobs.create(model="bagel", training_file=document(mine), suffix="mine")
+    # Where a cell looks.
+    queue = JobQueue(owner.services.spaces.root, clock=owner.services.clock)
+    pool = queue.get(job.id.removeprefix("ftjob-")).identity.pool
+    assert [record.name for record in queue.lease_next("a cell", pool=pool, ttl_s=60.0)] == ["mine"]

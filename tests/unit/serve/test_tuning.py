@@ -43,7 +43,7 @@ class Tenant:
     """One tenant's store with the services over it."""
 
     def __init__(self, folder: Path) -> None:
-        clock = ManualClock()
+        clock = self.clock = ManualClock()
         self.store: Store = open_store(str(folder / "tenant"))
         self.root: Store = open_store(str(folder / "root"))
         self.shelf = WatchedShelf(self.store, clock=clock)
@@ -162,3 +162,100 @@ def test_a_tenant_is_not_told_where_the_store_is_nor_what_broke_inside(tenant: T
         told(error=f"concept 'rex' is gone from {url}; submit") == "concept 'rex' is gone from the copied files; submit"
     )
     assert "secret" not in told(error="OSError: /srv/secret", traceback="Traceback ...")
+
+
+def learn(tenant: Tenant, job: Job) -> None:
+    """What a cell does that knows no list of work."""
+    queue = tenant.tuning._queue
+    (held,) = queue.lease_next("a cell", pool=job.record.identity.pool, ttl_s=60.0)
+    queue.complete(held, artifact="artifacts/rex")
+
+
+def test_asking_again_gives_the_same_job_also_when_no_other_may_be_asked_for(tenant: Tenant) -> None:
+    limits = TenantLimits(max_jobs=1)
+    photos = [tenant.upload(1)]
+    job = tenant.ask(photos, limits=limits)
+    assert tenant.ask(photos, limits=limits).public_id == job.public_id
+    for other in ({"name": "another"}, {"seed": 7}):
+        with pytest.raises(QuotaError, match="unfinished"):
+            tenant.ask(photos, limits=limits, **other)
+    # Nor does what is refused leave copies behind.
+    assert tenant.copies() == {job.record.concept_url.removeprefix(f"{tenant.store.url}/")}
+
+
+def test_a_job_that_a_cell_has_finished_makes_room_for_the_next(tenant: Tenant) -> None:
+    limits = TenantLimits(max_jobs=1)
+    photos = [tenant.upload(1)]
+    learn(tenant, tenant.ask(photos, limits=limits))
+    assert tenant.ask(photos, name="another", limits=limits).status is JobStatus.QUEUED
+    assert len(list(tenant.root.list("pending/"))) == 1
+
+
+def test_what_is_being_learned_counts_as_a_concept(tenant: Tenant) -> None:
+    limits = TenantLimits(max_concepts=1)
+    photos = [tenant.upload(1)]
+    job = tenant.ask(photos, limits=limits)
+    with pytest.raises(QuotaError, match="at most 1 concepts"):
+        tenant.ask(photos, name="another", limits=limits)
+    assert tenant.ask(photos, seed=7, limits=limits).request.name == "rex"
+    for one in tenant.tuning.of("rex"):
+        tenant.tuning.cancel(one.public_id)
+    assert tenant.tuning.get(job.public_id).status is JobStatus.CANCELLED
+    assert tenant.ask(photos, name="another", limits=limits).status is JobStatus.QUEUED
+
+
+def test_finished_jobs_are_kept_up_to_a_number(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.tuning.MAX_JOBS_KEPT", 2)
+    photos = [tenant.upload(1)]
+    for name in ("a", "b"):
+        tenant.tuning.cancel(tenant.ask(photos, name=name).public_id)
+    with pytest.raises(QuotaError, match="finished ones included"):
+        tenant.ask(photos, name="c")
+    tenant.tuning.forget("a")
+    assert tenant.ask(photos, name="c").status is JobStatus.QUEUED
+
+
+def test_jobs_are_read_a_page_at_a_time_newest_first(tenant: Tenant) -> None:
+    photos = [tenant.upload(1)]
+    ids = []
+    for name in ("a", "b", "c", "d", "e"):
+        tenant.clock.advance_s(1)
+        ids.insert(0, tenant.ask(photos, name=name).public_id)
+
+    def page(limit: int, after: str | None = None) -> tuple[list[str], bool]:
+        jobs, has_more = tenant.tuning.page(limit=limit, after=after)
+        return [job.public_id for job in jobs], has_more
+
+    assert page(2) == (ids[:2], True)
+    assert page(2, ids[1]) == (ids[2:4], True)
+    assert page(2, ids[3]) == (ids[4:], False)
+    assert page(5) == (ids, False)
+    # Asked for again, a job keeps its place; one that is forgotten has none.
+    tenant.tuning.cancel(ids[4])
+    tenant.ask(photos, name="a")
+    assert page(5) == (ids, False)
+    tenant.tuning.forget("c")
+    assert page(5) == (ids[:2] + ids[3:], False)
+    assert [job.request.name for job in tenant.tuning.of("b")] == ["b"]
+
+
+def test_a_page_reads_its_own_jobs_alone(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = [tenant.upload(1)]
+    for number in range(6):
+        tenant.clock.advance_s(1)
+        tenant.ask(photos, name=f"c{number}", limits=replace(LIMITS, max_jobs=10))
+    read: list[str] = []
+    get = tenant.store.get
+    monkeypatch.setattr(tenant.store, "get", lambda key: (read.append(key), get(key))[1])
+    assert len(tenant.tuning.page(limit=2)[0]) == 2
+    assert len([key for key in read if key.startswith("tuning/")]) == 2
+
+
+def test_a_job_that_is_asked_for_again_stays_on_the_list_of_work(tenant: Tenant) -> None:
+    photos = [tenant.upload(1)]
+    job = tenant.ask(photos)
+    tenant.tuning.strike(job.request.job_id)
+    assert list(tenant.root.list("pending/")) == [f"pending/acme/{job.request.job_id}"]
+    tenant.tuning.cancel(job.public_id)
+    tenant.tuning.strike(job.request.job_id)
+    assert list(tenant.root.list("pending/")) == []
