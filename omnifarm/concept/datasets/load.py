@@ -4,7 +4,7 @@ The layout is found by looking; `yollava+/data/set` names it instead. One concep
 the others: it comes back as its error.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from omnifarm.concept.negatives import share_negatives
 from omnifarm.concept.problems import Problem, Problems, as_error
 from omnifarm.concept.reading import Reader, is_photo, natural, refuse_shared, suggestion
 from omnifarm.concept.sources import FileSource, SubSource, open_source
-from omnifarm.concept.spec import ConceptSpec
+from omnifarm.concept.spec import ConceptImage, ConceptSpec
 from omnifarm.errors import ConceptError
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -149,32 +149,45 @@ def _read_held_out(url: str) -> list[tuple[str, HeldOut | None, list[Problem]]]:
     return sorted(found, key=lambda one: natural(one[0]))
 
 
-def _held_out_pictures(layout: Layout, reader: Reader, place: str) -> dict[str, str]:
-    """Return digest to path of the pictures a concept is scored on."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scored:
+    """The pictures a concept is scored on, digest to path."""
+
+    shown: dict[str, str]
+    """Pictures of the concept and sources of edits."""
+    asked: dict[str, str]
+    """Pictures of questions, wherever they lie."""
+
+
+def _held_out_pictures(layout: Layout, reader: Reader, place: str) -> _Scored:
+    asked: list[ConceptImage] = []
     if layout.held_out is None:
         inside = f"{place}/test/" if place else "test/"
         paths = [path for path in reader.source.paths() if path.startswith(inside) and is_photo(path)]
         images = reader.images(paths, problems=Problems(), consumer="scoring")
     else:
         held_out = layout.held_out(reader, place, Problems())
-        asked = (one.image for one in held_out.questions if one.image is not None) if held_out else ()
-        images = [*held_out.images, *asked, *(one.source for one in held_out.edits)] if held_out else []
-    return {image.digest: image.path for image in images}
+        images = [*held_out.images, *(one.source for one in held_out.edits)] if held_out else []
+        asked = [one.image for one in held_out.questions if one.image is not None] if held_out else []
+    shown = {image.digest: image.path for image in images}
+    return _Scored(shown=shown, asked={one.digest: one.path for one in asked if one.digest not in shown})
 
 
-def _finished(reader: Reader, readings: list[Reading], *, held_out: Callable[[str], dict[str, str]]) -> list[Reading]:
+def _finished(reader: Reader, readings: list[Reading], *, held_out: Callable[[str], _Scored]) -> list[Reading]:
     """Add what concepts of a set share and what lies beside every layout; refuse what is also scored on."""
     all_problems = {one.name: Problems(concept=one.name, found=list(one.problems)) for one in readings}
     specs = {one.name: one.spec for one in readings if one.spec is not None}
     for step in (share_negatives, attach_hard_negatives, attach_edit_pairs):
         specs = step(reader, specs, all_problems)
     for one in readings:
-        own = {image.digest for image in one.spec.all_images()} if one.spec is not None else set()
-        added = [image for image in specs[one.name].all_images() if image.digest not in own] if own else []
-        if added:
-            refuse_shared(
-                added, others=held_out(one.name), what="which is held out for scoring", problems=all_problems[one.name]
-            )
+        if one.spec is None:
+            continue
+        scored, learned = held_out(one.name), list(specs[one.name].all_images())
+        # Public recognition lists ask about a set's own negatives again; these teach nothing about the concept's looks.
+        without = {image.digest for image in _without_the_concept(one.spec)}
+        own = [image for image in learned if image.digest not in without]
+        for images, others in ((learned, scored.shown), (own, scored.asked)):
+            refuse_shared(images, others=others, what="which is held out for scoring", problems=all_problems[one.name])
     return [
         Reading(
             name=one.name,
@@ -183,6 +196,13 @@ def _finished(reader: Reader, readings: list[Reading], *, held_out: Callable[[st
         )
         for one in readings
     ]
+
+
+def _without_the_concept(spec: ConceptSpec) -> Iterator[ConceptImage]:
+    yield from (one.image for one in spec.negatives)
+    for qa in spec.qa:
+        if qa.kind == "recognition" and qa.image is not None and qa.answer.lower().startswith("no"):
+            yield qa.image
 
 
 def _unique(readings: Iterable[Reading]) -> list[Reading]:

@@ -9,7 +9,7 @@ from omnifarm.errors import ConceptError
 from omnifarm.miniature.benchmark import BenchmarkSizes, draw_benchmark
 from omnifarm.miniature.benchmark_files import write_unifybench
 from tests.unit.concept.conftest import Photo
-from tests.unit.concept.datasets.conftest import Put, load_test
+from tests.unit.concept.datasets.conftest import Put, load, load_test
 
 
 @pytest.fixture
@@ -124,6 +124,50 @@ def test_held_out_edits_name_their_operation(root: Path, put: Put, photo: Photo)
     put(folder / "edits.jsonl", "\n".join(map(json.dumps, lines)).encode())
     with pytest.raises(ConceptError, match=r"edits.jsonl:2: op must be one of .* found 'singing'"):
         load_test(root, "bo")
+
+
+LEARNED = {
+    "a photograph": "concept/train/bo/0.png",
+    "an edit's target": "omnipbench_edit/train/bo/b.png",
+    "a look-alike": "concept/train/bo/negative_example/0.png",
+}
+
+
+@pytest.fixture
+def learned(root: Path, photo: Photo, put: Put) -> Path:
+    """The set, with an edit to learn and a look-alike."""
+    put(root / LEARNED["a look-alike"], photo(80))
+    folder = root / "omnipbench_edit/train/bo"
+    put(folder / "a.png", photo(81))
+    put(folder / "b.png", photo(82))
+    put(folder / "pairs.jsonl", json.dumps({"source": "a.png", "target": "b.png"}).encode())
+    return root
+
+
+@pytest.mark.parametrize("path", LEARNED.values(), ids=LEARNED)
+def test_the_source_of_a_scored_edit_may_not_be_learned_from(learned: Path, put: Put, path: str) -> None:
+    folder = learned / "omnipbench_edit/test/bo"
+    put(folder / "c.png", (learned / path).read_bytes())
+    put(folder / "edits.jsonl", json.dumps({"source": "c.png", "op": "style_appearance", "instruction": "."}).encode())
+    with pytest.raises(
+        ConceptError, match=rf"{path}: has the same pixels as omnipbench_edit/test/bo/c.png, which is held out"
+    ):
+        load(learned, "bo")
+    assert load(learned, "mam").images, "nobody else is refused"
+
+
+@pytest.mark.parametrize("kind", ["rec", "vqa", "single_choice"])
+@pytest.mark.parametrize("what", LEARNED)
+def test_what_shows_the_concept_is_not_asked_about_again_but_a_negative_may_be(
+    learned: Path, put: Put, what: str, kind: str
+) -> None:
+    put(learned / "elsewhere/q.png", (learned / LEARNED[what]).read_bytes())
+    put(learned / "test_data/bo.json", [item(kind, "elsewhere/q.png", "Is <bo> here? A or B?", "No.")])
+    if what == "a look-alike":
+        assert len(load(learned, "bo").negatives) == 1
+        return
+    with pytest.raises(ConceptError, match=rf"{LEARNED[what]}: has the same pixels as elsewhere/q.png"):
+        load(learned, "bo")
 
 
 def test_the_drawn_benchmark_is_read_back_as_it_was_written(tmp_path: Path) -> None:
