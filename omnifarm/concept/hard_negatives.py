@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from omnifarm.concept.problems import Problems
 from omnifarm.concept.reading import Reader
+from omnifarm.concept.sources import below
 from omnifarm.concept.spec import ConceptImage, ConceptSpec, Negative
 from omnifarm.errors import ConceptError
 
@@ -132,7 +133,7 @@ def _with_hard(reader: Reader, spec: ConceptSpec, named: Mapping[str, str], prob
     hard = []
     own = {image.digest for image in spec.images}
     for path, digest in named.items():
-        exists = path in reader.source.paths()
+        exists = path in below(reader.source.paths(), path)
         image = reader.image(path, problems=problems, consumer=_CONSUMER) if exists else None
         if not exists or (image is not None and image.digest != digest):
             problems.error(

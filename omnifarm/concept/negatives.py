@@ -7,6 +7,7 @@ concept; training asks about those as often as about all others together.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 
 from omnifarm.concept.problems import Problems
 from omnifarm.concept.reading import Reader, is_photo, natural
@@ -56,13 +57,15 @@ def share_negatives(
 def borrowed(spec: ConceptSpec, others: Mapping[str, ConceptSpec]) -> list[Negative]:
     """Return photographs of other concepts as negatives; those of the same class are look-alikes."""
     own = {picture.digest for picture in spec.all_images()}
-    return [
+    lent = (
         Negative(image=image, kind="hard" if other.class_noun == spec.class_noun else "easy")
         for other in others.values()
         if other.name != spec.name
         for image in other.images[:BORROWED_PER_CONCEPT]
         if image.digest not in own
-    ][:MAX_BORROWED]
+    )
+    # Not further: with thousands of concepts nearly all of them are never looked at.
+    return list(islice(lent, MAX_BORROWED))
 
 
 def _is_one_concept(specs: Mapping[str, ConceptSpec]) -> bool:

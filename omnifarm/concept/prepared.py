@@ -10,6 +10,7 @@ Shapes: N latent tokens, E numbers per token (p*p*Z), n patches, V width of the 
 import logging
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -183,9 +184,16 @@ class PreparedImages:
         dtype = str(self._backbone.model.dtype).removeprefix("torch.")
         return f"{prepared_folder(self._backbone.fingerprint, dtype=dtype)}{digest}.safetensors"
 
-    def get_all(self, spec: ConceptSpec) -> int:
-        """Prepare every picture of a concept now; return how many there are. Bad pictures fail before training."""
-        return sum(1 for image in spec.all_images() if self.get(spec, image) is not None)
+    def get_all(self, spec: ConceptSpec, *, between: Callable[[], None] = lambda: None) -> int:
+        """Prepare every picture of a concept now; return how many there are. Bad pictures fail before training.
+
+        `between` is called before each picture; what it raises goes through.
+        """
+        count = 0
+        for count, image in enumerate(spec.all_images(), 1):  # noqa: B007 - how many there were
+            between()
+            self.get(spec, image)
+        return count
 
 
 def prepared_folder(fingerprint: str, *, dtype: str) -> str:

@@ -1,7 +1,7 @@
 """Forgetting a concept: a person's face is personal data, so deletion leaves nothing behind.
 
-What goes: every version's artifact, checkpoints and loss curves, prepared pictures, job records and index entries, and
-on a bucket that keeps versions every older version of each, also of what was deleted before. What the owner keeps are the photographs themselves.
+What goes: every version's artifact, checkpoints and loss curves, prepared pictures, what was submitted, job records and
+index entries, and on a bucket that keeps versions every older version of each, also of what was deleted before. What the owner keeps are the photographs themselves.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from omnifarm.concept.repository import ConceptRepository
 from omnifarm.farm.index import entry_of
 from omnifarm.farm.job import JobRecord
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.records import CHECKPOINTS, INDEX, record_key
+from omnifarm.farm.records import CHECKPOINTS, INDEX, record_key, submitted_key
 from omnifarm.store.base import Store
 
 
@@ -46,11 +46,11 @@ def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
         queue: Its queue.
     """
     versions = len(ConceptRepository(store).versions(name))
-    records = [record for record in queue.list() if record.name == name]
-    for record in records:
-        queue.cancel(record.job_id)
+    # As they are then: cancelling files a job elsewhere.
+    records = [queue.cancel(record.job_id) for record in queue.list() if record.name == name]
     prefixes = [f"{ARTIFACTS}{name}/"]
     prefixes += [prefix for record in records for prefix in _traces(record)]
+    prefixes += [submitted_key(record.job_id) for record in records]
     keys = [key for prefix in dict.fromkeys(prefixes) for key in store.erasable(prefix)]
     keys += [INDEX + entry.key for record in records if (entry := entry_of(record)) is not None]
     # Records last: as long as one is there, a repetition knows what to delete.

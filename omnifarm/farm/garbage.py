@@ -10,10 +10,10 @@ from omnifarm.concept.artifact import decode_manifest
 from omnifarm.concept.repository import MANIFEST_FILE, TENSORS_FILE, tensors_file
 from omnifarm.concept.repository import PREFIX as ARTIFACTS
 from omnifarm.errors import ArtifactError, NotFoundError
-from omnifarm.farm.index import FAILED, LATER, READY, entry_of
+from omnifarm.farm.index import KINDS, entry_of
 from omnifarm.farm.job import JobRecord
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.records import CHECKPOINTS
+from omnifarm.farm.records import CHECKPOINTS, SUBMITTED
 from omnifarm.store.base import Store
 
 
@@ -29,6 +29,8 @@ class GarbageReport:
     """Checkpoints of jobs that are finished or gone."""
     tensors: tuple[str, ...]
     """Soft tokens that no manifest names, of jobs that are finished or gone."""
+    submitted: tuple[str, ...]
+    """What was to be learned by jobs that are gone."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -46,33 +48,41 @@ def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageR
         dry_run: Only say what would be done.
     """
     # Listed before the records are read: what a worker writes meanwhile is not touched.
-    entries = [entry for kind in (READY, LATER, FAILED) for entry in queue.index.entries(kind)]
+    entries = [entry for kind in KINDS for entry in queue.index.entries(kind)]
     checkpoints = list(store.list(CHECKPOINTS))
     artifacts = list(store.list(ARTIFACTS))
+    submitted = list(store.list(SUBMITTED))
     records = {record.job_id: record for record in queue.list()}
     wrong = [entry for entry in entries if _entry(records.get(entry.job_id)) != entry.key]
     filed = {entry.key for entry in entries}
     unfiled = [job_id for job_id, record in records.items() if (_entry(record) or "") not in filed | {""}]
     old = [key for key in checkpoints if _is_over(records, key.removeprefix(CHECKPOINTS).partition(".")[0])]
+    forgotten = [key for key in submitted if not _exists(queue, key.removeprefix(SUBMITTED).partition(".")[0], records)]
     orphans = [key for key in _unnamed(store, artifacts) if _is_over(records, key.split("/")[2])]
     if not dry_run:
         for job_id in unfiled:
             queue.records.change(job_id, lambda record: record)
         for entry in wrong:
             queue.records.mend(entry)
-        for key in [*old, *orphans]:
+        for key in [*old, *orphans, *forgotten]:
             store.erase(key)
     return GarbageReport(
         mended=tuple(unfiled),
         entries=tuple(entry.key for entry in wrong),
         checkpoints=tuple(old),
         tensors=tuple(orphans),
+        submitted=tuple(forgotten),
     )
 
 
 def _entry(record: JobRecord | None) -> str | None:
     entry = None if record is None else entry_of(record)
     return None if entry is None else entry.key
+
+
+def _exists(queue: JobQueue, job_id: str, records: dict[str, JobRecord]) -> bool:
+    # Asked again: a submission writes what is to be learned a moment before its record.
+    return job_id in records or bool(queue.list([job_id]))
 
 
 def _is_over(records: dict[str, JobRecord], job_id: str) -> bool:

@@ -23,6 +23,9 @@ INDEX = "queue/"
 CHECKPOINTS = "checkpoints/"
 """Keys of all lane checkpoints begin with this."""
 
+SUBMITTED = "submitted/"
+"""Keys of what jobs learn from begin with this, see `farm/submitted.py`."""
+
 _MAX_SWAPS = 100
 _MAX_REMEMBERED = 10_000
 _NUM_READERS = 16
@@ -41,7 +44,7 @@ class JobRecords:
     """
 
     def __init__(self, store: Store, *, clock: Clock, chance: random.Random) -> None:
-        self._store = store
+        self.store = store
         self._clock = clock
         self._chance = chance
         self.index = JobIndex(store, prefix=INDEX, chance=chance)
@@ -53,7 +56,7 @@ class JobRecords:
         Raises:
             NotFoundError: There is no such job.
         """
-        found = self._store.get(record_key(job_id))
+        found = self.store.get(record_key(job_id))
         return JobRecord.decode(found.data), found.etag
 
     def list(self, job_ids: Iterable[str] | None = None) -> _Records:
@@ -71,13 +74,13 @@ class JobRecords:
 
     def ids(self) -> _Ids:
         """Return the ids of all jobs; one request per thousand."""
-        return [key[len(RECORDS) : -len(".json")] for key in self._store.list(RECORDS) if key.endswith(".json")]
+        return [key[len(RECORDS) : -len(".json")] for key in self.store.list(RECORDS) if key.endswith(".json")]
 
     def create(self, record: JobRecord) -> JobRecord | None:
         """Write and file a new record, or return None when there is one under this id."""
         record = replace(record, placement=self._new_placement())
         try:
-            self._store.put(record_key(record.job_id), record.encode(), if_none_match=True)
+            self.store.put(record_key(record.job_id), record.encode(), if_none_match=True)
         except PreconditionError:
             return None
         self._file(None, record)
@@ -130,7 +133,7 @@ class JobRecords:
             placement=self._new_placement() if is_moved else before.placement,
         )
         try:
-            etag = self._store.put(record_key(before.job_id), after.encode(), if_match=etag)
+            etag = self.store.put(record_key(before.job_id), after.encode(), if_match=etag)
         except PreconditionError:
             self._versions.pop(before.job_id, None)
             return None
@@ -152,7 +155,8 @@ class JobRecords:
             record, _ = self.read(job_id)
             if not record.state.is_finished:
                 raise FarmError(f"job {record.name!r} is {record.state.value}; cancel it before it is forgotten")
-            self._store.delete(record_key(job_id))
+            self.store.delete(submitted_key(job_id))
+            self.store.delete(record_key(job_id))
             entry = entry_of(record)
             if entry is not None:
                 self.index.delete(entry)
@@ -189,6 +193,11 @@ class JobRecords:
 def record_key(job_id: str) -> str:
     """Return where a job's record lies."""
     return f"{RECORDS}{job_id}.json"
+
+
+def submitted_key(job_id: str) -> str:
+    """Return where the concept that a job learns is described; there as long as its record."""
+    return f"{SUBMITTED}{job_id}.json"
 
 
 def checkpoint_key(job_id: str) -> str:

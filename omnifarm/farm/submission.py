@@ -14,6 +14,7 @@ from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError
 from omnifarm.farm.job import JobIdentity, JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.submitted import keep_submitted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,14 +85,16 @@ def submit_concepts(
     if missing := sorted(set(only) - set(found)):
         raise ConfigError(f"no concept named {', '.join(missing)} at {url}; there are: {', '.join(sorted(found))}")
     records: list[JobRecord] = []
+    num_open = 0
     for name, spec in found.items():
         if only and name not in only:
             continue
-        if max_concepts is not None and sum(not record.state.is_finished for record in records) >= max_concepts:
+        if max_concepts is not None and num_open >= max_concepts:
             break
         records.append(
             _submit(name, spec, url=url, queue=queue, backbone=backbone, submission=submission, priority=priority)
         )
+        num_open += not records[-1].state.is_finished
     return records
 
 
@@ -107,12 +110,16 @@ def _submit(
 ) -> JobRecord:
     # What cannot be read has no digest; its problems stand in, so that mended data are another job.
     digest = spec.digest() if isinstance(spec, ConceptSpec) else f"unusable {name}: {spec}"
+    identity = JobIdentity(
+        spec_digest=digest, recipe_digest=backbone.recipe.digest(), backbone_fingerprint=backbone.fingerprint
+    )
+    if isinstance(spec, ConceptSpec):
+        # Before the record: whoever leases the job at once finds it.
+        keep_submitted(spec, url=url, job_id=identity.job_id, store=queue.records.store)
     record = queue.submit(
         name=name,
         concept_url=url,
-        identity=JobIdentity(
-            spec_digest=digest, recipe_digest=backbone.recipe.digest(), backbone_fingerprint=backbone.fingerprint
-        ),
+        identity=identity,
         num_steps=backbone.recipe.steps,
         submission=submission,
         priority=priority,

@@ -13,8 +13,8 @@ them while the others step. Knows no Ray.
 import contextlib
 import logging
 import traceback
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.concept.recipe import TrainingRecipe
@@ -24,8 +24,10 @@ from omnifarm.errors import AccessError, ConceptError, ConfigError, FarmError, N
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.erasure import erase_traces
 from omnifarm.farm.events import CountedEvents
+from omnifarm.farm.held import Held
 from omnifarm.farm.job import JobRecord, JobState, LeaseLostError, pool_of
 from omnifarm.farm.metrics import Metrics, NoMetrics
+from omnifarm.farm.patience import Patience
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, checkpoint_key
 from omnifarm.farm.stepping import Failure, step_lanes
@@ -38,28 +40,9 @@ from omnifarm.training.checkpoint import save_lane
 from omnifarm.training.curves import curve_parquet
 from omnifarm.training.lane import Lane
 from omnifarm.training.sharding import Turn
-from omnifarm.training.workbench import Finished, Workbench
+from omnifarm.training.workbench import Workbench
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(kw_only=True, slots=True)
-class _Held:
-    """A leased job and what is being made of it."""
-
-    record: JobRecord
-    spec: ConceptSpec
-    lane: Lane
-    saved_step: int
-    """Step of its newest checkpoint."""
-    ended_s: float = 0.0
-    """When its last step was over, on the monotonic clock."""
-    finished: Finished | None = None
-    """What it left, once that is made."""
-    waits_since_s: float | None = None
-    """Since when its pictures cannot be fetched, on the monotonic clock; None while they can."""
-    failure: Failure | None = None
-    """Why its attempt is over without a result, if another may go better."""
 
 
 class Worker:
@@ -104,11 +87,16 @@ class Worker:
         self._control = FarmControl(store)
         self._order = Order.WORK
         self._repository = ConceptRepository(store)
-        self._concepts = SubmittedConcepts(recipe_digest=recipe.digest(), backbone_fingerprint=workbench.fingerprint)
-        self._held: dict[str, _Held] = {}
-        self._over: list[_Held] = []
+        self._concepts = SubmittedConcepts(
+            store, recipe_digest=recipe.digest(), backbone_fingerprint=workbench.fingerprint
+        )
+        self._leased: dict[str, JobRecord] = {}
+        self._held: dict[str, Held] = {}
+        self._over: list[Held] = []
         self._looked_s = self._beat_s = self._saved_s = self._clock.monotonic_s()
-        self._away_since_s: float | None = None
+        self._patience = Patience(
+            worker_id, limit_s=self._settings.patience_s, clock=self._clock, metrics=self._metrics
+        )
         self._wait_s = self._settings.poll_s
         self._is_drained = False
 
@@ -134,18 +122,20 @@ class Worker:
 
     def step(self) -> None:
         """Advance every lane by one step; set aside those that are over; renew and save when due."""
-        num_lanes, num_tokens = len(self._held), self._workbench.trainer.count.num_tokens
+        lanes, num_tokens = [held.lane for held in self._held.values()], self._workbench.trainer.count.num_tokens
+        num_steps = sum(lane.step for lane in lanes)
         stepped = step_lanes(self._workbench)
+        # Lanes that wait or fail take no step, and a farm of which all wait stands still.
+        self._metrics.count("omnifarm_steps_total", sum(lane.step for lane in lanes) - num_steps)
+        self._metrics.count("omnifarm_tokens_total", self._workbench.trainer.count.num_tokens - num_tokens)
         self._mind_waiting(stepped.waiting)
-        if len(stepped.waiting) == num_lanes:
+        if len(stepped.waiting) == len(lanes):
             self._idle()
         for lane in stepped.over:
             self._set_aside(lane.name)
         for name, failure in stepped.failed.items():
             self._workbench.trainer.remove(name)
             self._set_aside(name, failure)
-        self._metrics.count("omnifarm_steps_total", num_lanes)
-        self._metrics.count("omnifarm_tokens_total", self._workbench.trainer.count.num_tokens - num_tokens)
         self._heartbeat_if_due()
         now_s = self._clock.monotonic_s()
         if now_s - self._saved_s >= self._settings.checkpoint_s:
@@ -177,63 +167,56 @@ class Worker:
         self._over.append(held)
         self._wait_s = 0.0  # its place is free: look at once, however seldom the last looks were
 
-    @contextlib.contextmanager
-    def _patiently(self, what: str) -> Iterator[None]:
-        """Go on when the store cannot be reached, unless that has lasted for too long."""
-        try:
-            yield
-        except StoreError as error:
-            now_s = self._clock.monotonic_s()
-            self._away_since_s = now_s if self._away_since_s is None else self._away_since_s
-            self._metrics.count("omnifarm_store_errors_total")
-            event(_logger, "store_away", level=logging.WARNING, worker=self._id, doing=what, error=str(error))
-            if now_s - self._away_since_s > self._settings.patience_s:
-                raise
-        else:
-            self._away_since_s = None
-
     def _look(self) -> None:
         """Read the orders that stand, and take as many jobs as there are free lanes."""
         self._looked_s = self._clock.monotonic_s()
-        if self._away_since_s is not None:
+        if self._patience.is_tried:
             # Our own leases may have run out while the store was away: renew them before we take them over ourselves.
             self._commit()
             self._heartbeat()
-        with self._patiently("reading orders"):
+        with self._patience.bear("reading orders"):
             self._order = self._control.present(cell=self._cell)
         if self._settings.stop_at_s is not None and self._clock.now_s() >= self._settings.stop_at_s:
             self._order = Order.STOP
-        free = 0 if any(map(_is_on_trial, self._held.values())) else self._settings.lanes - len(self._held)
+        free = 0 if any(held.is_on_trial for held in self._held.values()) else self._settings.lanes - len(self._held)
         records: list[JobRecord] = []
         if self._order is Order.WORK and free:
-            with self._patiently("leasing"):
+            with self._patience.bear("leasing"):
                 records = self._queue.lease_next(self._id, pool=self._pool, ttl_s=self._settings.lease_s, max=free)
+        # Each waits while the pictures of those before it are read, and its lease is kept meanwhile.
+        self._leased = {record.job_id: record for record in records}
         for record in records:
             if record.is_suspect:
                 # Should it end this process, the others were getting on and it is not held against them.
                 self._save()
                 self._heartbeat()
-            with self._patiently("beginning a lane"):
-                self._begin(record)
+            with self._patience.bear("beginning a lane"):
+                self._begin(record.job_id)
         self._metrics.gauge("omnifarm_lanes", len(self._held))
         # A thousand workers without work must not keep the store busy.
         longest_s = max(self._settings.poll_s, self._settings.lease_s / 4)
-        again_s = self._settings.poll_s if records and self._away_since_s is None else 2 * self._wait_s
+        again_s = self._settings.poll_s if records and not self._patience.is_tried else 2 * self._wait_s
         self._wait_s = min(max(self._settings.poll_s, again_s), longest_s)
         self._is_drained = self._order is Order.DRAIN
         if not self._held and not self._is_drained:
-            with self._patiently("looking for work"):
+            with self._patience.bear("looking for work"):
                 self._is_drained = self._queue.is_drained(self._pool)
 
-    def _begin(self, record: JobRecord) -> None:
-        """Make a lane of a leased job, or end the attempt with its reason."""
-        if record.name in self._held:
-            # Another job under the same name: lanes go by name, so it has to wait or go elsewhere.
-            self._queue.release(record)
+    def _begin(self, job_id: str) -> None:
+        """Make a lane of a leased job, or end the attempt with its reason; a lease that was lost meanwhile is let go."""
+        record = self._leased.get(job_id)
+        if record is None:
             return
         try:
+            if record.name in self._held:
+                # Another job under the same name: lanes go by name, so it has to wait or go elsewhere.
+                self._queue.release(record)
+                return
             spec = self._concepts.spec(record)
             lane = self._lane(record, spec)
+        except LeaseLostError:
+            # Once more: pictures prepared since were written after the order to forget them.
+            self._erase_if_called_off(record)
         except (ConceptError, ConfigError, FarmError) as error:
             # The same data and settings would fail again.
             self._fail(record, reason=str(error), retryable=False)
@@ -250,33 +233,44 @@ class Worker:
             reason = f"{type(error).__name__}: {error}"
             self._fail(record, reason=reason, retryable=True, trace=traceback.format_exc())
         else:
+            record = self._leased[job_id]
             self._workbench.trainer.add(lane)
-            self._held[lane.name] = _Held(record=record, spec=spec, lane=lane, saved_step=lane.step)
+            self._held[lane.name] = Held(record=record, spec=spec, lane=lane, saved_step=lane.step)
             self._lane_log.begin(record, lane)
             event(_logger, "lane_started", concept=record.name, worker=self._id, step=lane.step, steps=record.num_steps)
-            # Preparing the next job's pictures takes time in which nobody steps.
-            self._heartbeat_if_due()
+        finally:
+            self._leased.pop(job_id, None)
 
     def _lane(self, record: JobRecord, spec: ConceptSpec) -> Lane:
         checkpoint: bytes | None = None
         with contextlib.suppress(NotFoundError):
             checkpoint = self._store.get(checkpoint_key(record.job_id)).data
+
+        def between_pictures() -> None:
+            # Reading a concept's pictures may take longer than a lease, its own and those of all others here.
+            self._heartbeat_if_due()
+            if record.job_id not in self._leased:
+                raise LeaseLostError(f"job {record.name!r} went to somebody else while its pictures were read")
+
+        make = partial(
+            self._workbench.lane, spec, recipe=self._recipe, identity=record.job_id, between=between_pictures
+        )
         try:
-            return self._workbench.lane(spec, recipe=self._recipe, identity=record.job_id, checkpoint=checkpoint)
+            return make(checkpoint=checkpoint)
         except TrainingError as error:
             if checkpoint is None:
                 raise
             event(_logger, "checkpoint_refused", level=logging.WARNING, concept=record.name, reason=str(error))
-            return self._workbench.lane(spec, recipe=self._recipe, identity=record.job_id)
+            return make()
 
     def _commit(self) -> None:
         """Commit lanes that are over, or record why they stopped; what the store cannot take now stays for later."""
-        with self._patiently("committing"):
+        with self._patience.bear("committing"):
             while self._over:
                 self._end(self._over[0])
                 self._over.pop(0)
 
-    def _end(self, held: _Held) -> None:
+    def _end(self, held: Held) -> None:
         record, lane = held.record, held.lane
         if held.failure is not None:
             self._fail(record, reason=held.failure.reason, retryable=True, trace=held.failure.trace)
@@ -318,7 +312,9 @@ class Worker:
 
     def _heartbeat(self) -> None:
         """Renew every lease, of lanes that train and of those not yet committed; let go whose lease is lost."""
-        with self._patiently("renewing leases"):
+        with self._patience.bear("renewing leases"):
+            for record in list(self._leased.values()):
+                self._renew_leased(record)
             for held in [*self._held.values(), *self._over]:
                 self._renew(held)
         self._lane_log.look((held.record, held.lane) for held in self._held.values())
@@ -326,16 +322,22 @@ class Worker:
         if losses:
             self._metrics.gauge("omnifarm_loss", sum(losses) / len(losses))
 
-    def _renew(self, held: _Held) -> None:
+    def _renew_leased(self, record: JobRecord) -> None:
+        """Renew the lease of a job whose lane is yet to begin."""
+        try:
+            self._leased[record.job_id] = self._queue.heartbeat(record, step=record.step, ttl_s=self._settings.lease_s)
+        except (LeaseLostError, NotFoundError) as error:
+            del self._leased[record.job_id]
+            self._lose(record, error)
+
+    def _renew(self, held: Held) -> None:
         name = held.record.name
         try:
             held.record = self._queue.heartbeat(
                 held.record, step=held.lane.step, saved_step=held.saved_step, ttl_s=self._settings.lease_s
             )
         except (LeaseLostError, NotFoundError) as error:
-            self._metrics.count("omnifarm_leases_lost_total")
-            event(_logger, "lane_let_go", level=logging.WARNING, concept=name, worker=self._id, reason=str(error))
-            self._erase_if_called_off(held.record)
+            self._lose(held.record, error)
             self._lane_log.end(held.record, held.lane, is_learned=False)
             if held in self._over:
                 self._over.remove(held)
@@ -343,9 +345,14 @@ class Worker:
                 self._workbench.trainer.remove(name)
                 del self._held[name]
 
+    def _lose(self, record: JobRecord, error: Exception) -> None:
+        self._metrics.count("omnifarm_leases_lost_total")
+        event(_logger, "lane_let_go", level=logging.WARNING, concept=record.name, worker=self._id, reason=str(error))
+        self._erase_if_called_off(record)
+
     def _save(self) -> None:
         """Write a checkpoint of every lane that has moved."""
-        with self._patiently("saving checkpoints"):
+        with self._patience.bear("saving checkpoints"):
             for held in self._held.values():
                 if held.lane.step > held.saved_step:
                     self._store.put(
@@ -360,7 +367,7 @@ class Worker:
         self._save()
         self._heartbeat()
         for name, held in list(self._held.items()):
-            with contextlib.suppress(LeaseLostError), self._patiently("giving a job back"):
+            with contextlib.suppress(LeaseLostError), self._patience.bear("giving a job back"):
                 self._queue.release(held.record)
             self._lane_log.end(held.record, held.lane, is_learned=False)
             self._workbench.trainer.remove(name)
@@ -386,12 +393,6 @@ class Worker:
             pass
         erase_traces(record, store=self._store)
         return True
-
-
-def _is_on_trial(held: _Held) -> bool:
-    """Whether a lane is a suspect that has not got a checkpoint further: nothing is to join it."""
-    lease = held.record.lease
-    return held.record.is_suspect and lease is not None and held.saved_step <= lease.from_step
 
 
 def _curve_key(record: JobRecord) -> str:

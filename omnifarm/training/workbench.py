@@ -5,7 +5,7 @@ Knows no queue or cluster, and a store only as the place where prepared pictures
 """
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -127,7 +127,13 @@ class Workbench:
         return not isinstance(self._sharding, Replicated)
 
     def lane(
-        self, spec: ConceptSpec, *, recipe: TrainingRecipe, identity: str, checkpoint: bytes | None = None
+        self,
+        spec: ConceptSpec,
+        *,
+        recipe: TrainingRecipe,
+        identity: str,
+        checkpoint: bytes | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> Lane:
         """Build the lane of a concept, without adding it to the trainer.
 
@@ -138,6 +144,7 @@ class Workbench:
             recipe: How to learn it.
             identity: Digest of concept, recipe and backbone.
             checkpoint: Where an earlier lane of this identity stopped, or None.
+            between: Called before each picture is prepared, which may take long in all; what it raises goes through.
 
         Raises:
             ConceptError: The concept's data cannot be used.
@@ -150,7 +157,7 @@ class Workbench:
                 f"the recipe of {spec.name!r} asks for {recipe.precision} weights, the backbone was loaded as "
                 f"{precision_of(model)}; train it in a run of its own"
             )
-        self._images.get_all(spec)
+        self._images.get_all(spec, between=between)
         learned, held_out = spec, None
         if recipe.held_out_photos:
             learned, measured = split_held_out(spec, count=recipe.held_out_photos)

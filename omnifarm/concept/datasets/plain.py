@@ -30,7 +30,7 @@ from omnifarm.concept.reading import (
     refuse_shared,
     suggestion,
 )
-from omnifarm.concept.sources import FileSource
+from omnifarm.concept.sources import FileSource, below
 from omnifarm.concept.spec import (
     QA,
     ConceptImage,
@@ -73,7 +73,8 @@ def read(reader: Reader, folder: str, problems: Problems) -> ConceptSpec | None:
         The concept, or None when `problems` holds an error.
     """
     prefix = f"{folder}/" if folder else ""
-    settings_path = next((prefix + name for name in FILE_NAMES if prefix + name in reader.source.paths()), "")
+    own = below(reader.source.paths(), prefix)
+    settings_path = next((prefix + name for name in FILE_NAMES if prefix + name in own), "")
     values = _settings(reader, settings_path, problems)
     return _Folder(reader=reader, prefix=prefix, file=settings_path, problems=problems).read(values, folder)
 
@@ -120,7 +121,7 @@ class _Folder:
         self.reader, self.prefix, self.file, self.problems = reader, prefix, file, problems
         self.folder = folder_name(reader, prefix.rstrip("/"))
         self.name = self.folder
-        self.files = [path for path in reader.source.paths() if path.startswith(prefix)]
+        self.files = below(reader.source.paths(), prefix)
 
     def read(self, values: Mapping[str, Any], folder: str) -> ConceptSpec | None:
         problems = self.problems

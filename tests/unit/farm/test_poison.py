@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,9 @@ import torch
 
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import ManualClock
-from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.samples import ConceptSample
-from omnifarm.concept.spec import ConceptSpec
-from omnifarm.errors import AccessError, ConceptError, StoreError, TrainingError
+from omnifarm.concept.sources import LocalSource
+from omnifarm.errors import AccessError, StoreError, TrainingError
 from omnifarm.farm.job import JobIdentity, JobRecord, JobState
 from omnifarm.farm.metrics import NoMetrics
 from omnifarm.farm.queue import JobQueue
@@ -157,16 +156,16 @@ def test_pictures_that_stay_away_end_the_attempt_and_not_the_job(
 def test_a_concept_whose_place_is_away_is_given_back_untried(
     make_worker: MakeWorker, queue: JobQueue, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker, began_s, read = make_worker(), clock.monotonic_s(), load_concepts
+    worker, began_s, read = make_worker(), clock.monotonic_s(), LocalSource.read
     tries = []
 
-    def away(url: str) -> Mapping[str, ConceptSpec | ConceptError]:
+    def away(source: LocalSource, path: str, *, max_bytes: int) -> bytes:
         tries.append(clock.monotonic_s() - began_s)
         if tries[-1] < 1000:  # far longer than five leases
             raise StoreError("the pictures' store is away")
-        return read(url)
+        return read(source, path, max_bytes=max_bytes)
 
-    monkeypatch.setattr("omnifarm.farm.submitted.load_concepts", away)
+    monkeypatch.setattr(LocalSource, "read", away)
     worker.run()
     assert {(record.state, record.attempts) for record in queue.list()} == {(JobState.COMMITTED, 1)}
     assert len(tries) < 1500, "looked for ever more seldom, three jobs a look"
@@ -175,10 +174,10 @@ def test_a_concept_whose_place_is_away_is_given_back_untried(
 def test_a_place_that_lets_nobody_in_is_a_reason_to_fail(
     make_worker: MakeWorker, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def closed(url: str) -> Mapping[str, ConceptSpec | ConceptError]:
+    def closed(source: LocalSource, path: str, *, max_bytes: int) -> bytes:
         raise AccessError("credentials are wrong")
 
-    monkeypatch.setattr("omnifarm.farm.submitted.load_concepts", closed)
+    monkeypatch.setattr(LocalSource, "read", closed)
     make_worker().run()
     assert {(record.state, record.error) for record in queue.list()} == {(JobState.FAILED, "credentials are wrong")}
 
