@@ -3,13 +3,13 @@
 from typing import Literal
 
 from fastapi import APIRouter
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel
 
 from omnifarm.errors import OverloadedError, ServingError, StoreError
 from serve.metrics import together
 from serve.services import Operator, Shared
-from serve.wire.base import ErrorReply
+from serve.wire.base import ErrorReply, responses
 
 router = APIRouter(tags=["Operate"])
 
@@ -51,7 +51,7 @@ async def ready(shared: Shared) -> ReadyReply:
     return ReadyReply(running=int(figures["running"]), waiting=int(figures["waiting"]))
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **responses()})
 async def metrics(shared: Shared, operator: Operator) -> PlainTextResponse:
     """Counts and times of every replica, for Prometheus; needs a key with the scope `operate`."""
     text = together(await shared.peers())
