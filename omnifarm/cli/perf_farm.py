@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,25 @@ def measure_farm(*, concepts: Path, steps: int, lanes: int, backbone: str, check
         with people.status(f"a farm of {cells} cells"), tempfile.TemporaryDirectory(prefix="omf-perf-") as folder:
             what = ["--concepts", str(concepts), "--steps", str(steps), "--lanes", str(lanes), "--backbone", backbone]
             startups[cells], spans[cells] = _farm(what, store=f"{folder}/store", cells=cells, checkout=checkout)
-    per_hour = {"bare loop": bare_s, **{f"{cells} cells": span_s for cells, span_s in spans.items()}}
+    sizes = {"concepts": num_concepts, "steps": steps, "lanes": lanes, "cpus": os.cpu_count()}
+    return sizes | farm_report(num_concepts, bare_s=bare_s, spans_s=spans, startup_s=startups[1])
+
+
+def farm_report(num_concepts: int, *, bare_s: float, spans_s: Mapping[int, float], startup_s: float) -> dict[str, Any]:
+    """Compare a farm with a bare loop.
+
+    Args:
+        num_concepts: Concepts that each side learned.
+        bare_s: Seconds of the bare loop.
+        spans_s: By number of cells, 1 and 2: seconds from a farm's first lease to its last commit.
+        startup_s: Seconds before the first lease.
+    """
+    per_hour = {"bare loop": bare_s, **{f"{cells} cells": span_s for cells, span_s in spans_s.items()}}
     return {
-        "concepts": num_concepts,
-        "steps": steps,
-        "lanes": lanes,
-        "cpus": os.cpu_count(),
-        "overhead": round(spans[1] / bare_s - 1, 4),
-        "startup_s": round(startups[1], 1),
+        "overhead": round(spans_s[1] / bare_s - 1, 4),
+        "startup_s": round(startup_s, 1),
         "concepts_per_hour": {name: round(num_concepts * 3600 / seconds, 1) for name, seconds in per_hour.items()},
-        "speedup_of_2_cells": round(spans[1] / spans[2], 3),
+        "speedup_of_2_cells": round(spans_s[1] / spans_s[2], 3),
     }
 
 
