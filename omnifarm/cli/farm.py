@@ -3,9 +3,9 @@
 import json as json_module
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -189,41 +189,58 @@ def simulate(
     concepts: Annotated[int, typer.Option(min=1, help="Concepts queued at the start.")] = 2_000,
     gpus: Annotated[int, typer.Option(min=8, help="Devices, in nodes of 8.")] = 16,
     steps: Annotated[int, typer.Option(min=1, help="Steps per concept.")] = 2_000,
-    step_s: Annotated[float, typer.Option(min=0.001, help="Seconds of one step of a device with 8 lanes.")] = 1.0,
+    step_s: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            help="Seconds of one step of a device with 8 lanes: an assumption. `omnifarm perf train --concepts 8 --json` "
+            "measures it where it runs (step_s).",
+        ),
+    ] = 1.0,
+    photos: Annotated[int, typer.Option(min=1, help="Pictures of a concept.")] = 10,
     mtbf_h: Annotated[float, typer.Option(min=1, help="Mean device hours between failures.")] = 50_000.0,
     preemption_h: Annotated[float, typer.Option(min=0.1, help="Mean hours until a spot node is taken away.")] = 24.0,
-    lease_s: Annotated[float | None, typer.Option(help="As of `train_concepts.py`; default: a worker's.")] = None,
+    lease_s: Annotated[
+        float | None, typer.Option(help="As of `train_concepts.py`; default: what it gives so many concepts.")
+    ] = None,
     heartbeat_s: Annotated[
         float | None, typer.Option(help="Between renewals; default: what the lease asks for.")
     ] = None,
-    checkpoint_s: Annotated[float | None, typer.Option(help="As of `train_concepts.py`; default: a worker's.")] = None,
+    checkpoint_s: Annotated[
+        float | None, typer.Option(help="As of `train_concepts.py`; default: what the lease asks for.")
+    ] = None,
     min_utilisation: Annotated[float, typer.Option(min=0, max=1, help="Least share of useful device time.")] = 0.95,
+    max_requests: Annotated[float, typer.Option(min=0, help="Most requests a concept.")] = 300.0,
+    max_key_per_s: Annotated[
+        float, typer.Option(min=0, help="Most requests a second on one key, or one listed prefix, on average.")
+    ] = 100.0,
     seed: Annotated[int, typer.Option(help="Of all chance.")] = 0,
     json: Json = False,
 ) -> None:
     """Run the farm's queue, planner and policies under a simulated clock, with failures and spot pre-emptions.
 
-    Exit code 1 unless every concept is committed exactly once and devices are used well. How long a step takes is an
-    assumption to set.
+    Exit code 1 unless every concept is committed exactly once, devices are used well, and neither requests in all nor
+    those on one key are too many; which bound is broken is said.
     """
     from rich.progress import Progress
 
     from omnifarm.farm.planner import MAX_LANES
-    from omnifarm.farm.simulation import Simulation, SimulationConfig
-    from omnifarm.farm.worker_settings import WorkerSettings, heartbeat_for
+    from omnifarm.farm.simulation import Simulation
+    from omnifarm.farm.simulation_config import SimulationConfig
+    from omnifarm.farm.worker_settings import WorkerSettings, checkpoint_for, heartbeat_for, lease_for
 
-    usual = WorkerSettings()
-    lease_s = lease_s or usual.lease_s
+    lease_s = lease_s or lease_for(concepts)
     worker = WorkerSettings(
         lanes=MAX_LANES,
         lease_s=lease_s,
         heartbeat_s=heartbeat_s or heartbeat_for(lease_s),
-        checkpoint_s=checkpoint_s or usual.checkpoint_s,
+        checkpoint_s=checkpoint_s or checkpoint_for(lease_s),
     )
     config = SimulationConfig(
         concepts=concepts,
         gpus=gpus,
         steps=steps,
+        photos=photos,
         step_s=step_s,
         mtbf_h=mtbf_h,
         preemption_h=preemption_h,
@@ -238,8 +255,38 @@ def simulate(
     else:
         for name, value in report.items():
             results.print(f"{name}: {value}")
-    if report["committed"] != concepts or report["committed_twice"] or report["utilisation"] < min_utilisation:
+    broken = _broken(report, min_utilisation=min_utilisation, max_requests=max_requests, max_key_per_s=max_key_per_s)
+    for line in broken:
+        people.print(line, style="red")
+    if broken:
         raise typer.Exit(1)
+
+
+def _broken(
+    report: Mapping[str, Any], *, min_utilisation: float, max_requests: float, max_key_per_s: float
+) -> list[str]:
+    """Return what a simulated farm does not hold, one line each."""
+    concepts, busiest = report["concepts"], report["busiest_shared_key"]
+    rows = [
+        (report["committed"] == concepts, f"every one of {concepts} concepts committed", report["committed"]),
+        (not report["committed_twice"], "none committed twice", report["committed_twice"]),
+        (
+            report["utilisation"] >= min_utilisation,
+            f"a utilisation of at least {min_utilisation}",
+            report["utilisation"],
+        ),
+        (
+            report["requests_per_concept"] <= max_requests,
+            f"at most {max_requests:g} requests a concept",
+            f"{report['requests_per_concept']}: a longer lease needs fewer (--lease-s)",
+        ),
+        (
+            busiest["per_s"] <= max_key_per_s,
+            f"at most {max_key_per_s:g} requests a second on one key",
+            f"{busiest['per_s']} on {busiest['key']}",
+        ),
+    ]
+    return [f"expected {what}, found {found}" for is_held, what, found in rows if not is_held]
 
 
 def _queue(store: str) -> "JobQueue":

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,6 +22,8 @@ from omnifarm.farm.queue import JobQueue
 
 _LOOK_S = 5.0
 _MAX_READ = 500
+_MANY_S = 60.0
+"""Seconds between looks at many jobs, or twenty times a look: each costs a request per thousand jobs and per lane."""
 
 
 def announce(records: Sequence[JobRecord], *, backbone: str, fingerprint: str, steps: int) -> None:
@@ -55,15 +58,22 @@ def look_at(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter) -> Lo
     return meter.glance(glance(queue), num_steps=queue.get(job_ids[0]).num_steps)
 
 
+def _pause_s(least_s: float, num_jobs: int, *, took_s: float) -> float:
+    return least_s if num_jobs <= _MAX_READ else max(_MANY_S, 20 * took_s)
+
+
 def _show_lines(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, stop: threading.Event) -> None:
     said = "starting workers"
     say(said)
-    while not stop.wait(_LOOK_S):
+    pause_s = _LOOK_S
+    while not stop.wait(pause_s):
+        began_s = time.monotonic()
         try:
             look = look_at(queue, job_ids, meter)
         except OmniFarmError as error:
             say(f"no progress to show: {error}")
             continue
+        pause_s = _pause_s(_LOOK_S, len(job_ids), took_s=time.monotonic() - began_s)
         if look.steps_done and look.line() != said:
             said = look.line()
             say(said)
@@ -79,11 +89,14 @@ def _show_bar(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, sto
     )
     with Progress(*columns, console=people) as bar:
         task = bar.add_task("starting workers", total=None, rate="")
-        while not stop.wait(1.0):
+        pause_s = 1.0
+        while not stop.wait(pause_s):
+            began_s = time.monotonic()
             try:
                 look = look_at(queue, job_ids, meter)
             except OmniFarmError:
                 continue
+            pause_s = _pause_s(1.0, len(job_ids), took_s=time.monotonic() - began_s)
             rate = "" if look.steps_per_s is None else f"{look.steps_per_s:.1f} steps/s"
             left = "" if look.left_s is None else f", {duration(look.left_s)} left"
             description = f"{look.committed}/{look.total} concepts" if look.steps_done else "starting workers"

@@ -2,67 +2,39 @@
 
 What is simulated: devices that step, fail and are pre-empted, and the time everything takes. What is real: job records,
 index, leases, heartbeats, take-overs, retries, cells and shares; they run against a store in memory that counts requests.
-Artifacts and checkpoints are counted and not kept. A device's time is useful when its step belongs to a commit, and
+Pictures, artifacts and checkpoints are counted and not kept (`farm/simulation_requests.py`). A device's time is useful when its step belongs to a commit, and
 lost when it loads a backbone, repeats steps since a checkpoint, waits, or is idle at the end.
 """
 
 import heapq
 import itertools
 import logging
+import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from omnifarm.errors import ConfigError
 from omnifarm.farm.cells import FleetPlan, decide
 from omnifarm.farm.control import PREFIX as CONTROL
 from omnifarm.farm.job import JobIdentity, JobRecord, LeaseLostError, pool_of
-from omnifarm.farm.planner import MAX_LANES, plan_cells
+from omnifarm.farm.planner import plan_cells
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.records import CHECKPOINTS, checkpoint_key
+from omnifarm.farm.records import checkpoint_key
 from omnifarm.farm.sharing import Demand, fair_shares
-from omnifarm.farm.worker_settings import WorkerSettings
-from omnifarm.store.memory import MemoryStore
+from omnifarm.farm.simulation_config import SimulationConfig
+from omnifarm.farm.simulation_requests import (
+    COMMIT_REQUESTS,
+    driver_requests,
+    start_requests,
+    submission_requests,
+)
+from omnifarm.farm.simulation_store import SimulatedStore
 
 _POOL = pool_of(recipe_digest="simulated", backbone_fingerprint="simulated")
-_WORKER = WorkerSettings(lanes=MAX_LANES)
-_ARTIFACT_REQUESTS = {"head": 1, "put": 3}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SimulationConfig:
-    """What is simulated. Times in seconds, rates per device or node."""
-
-    concepts: int = 1_000_000
-    """Jobs queued at the start."""
-    gpus: int = 2_000
-    """Devices; whole nodes."""
-    gpus_per_node: int = 8
-    """Devices of a node; a node carries one cell."""
-    steps: int = 2_000
-    """Steps per concept."""
-    step_s: float = 1.0
-    """Seconds of one step of a full device; with fewer lanes a step takes proportionally less."""
-    start_s: float = 150.0
-    """From a node's or worker's start to its first step: Ray Train, loading the backbone."""
-    mtbf_h: float = 50_000.0
-    """Mean device hours between failures; a failure restarts the device's cell."""
-    preemption_h: float = 24.0
-    """Mean hours until a spot node is taken away."""
-    notice_s: float = 30.0
-    """Warning before that; workers save and give back."""
-    absence_s: float = 900.0
-    """Mean time until a node is replaced."""
-    worker: WorkerSettings = _WORKER
-    """Lanes of a device, and how long leases, heartbeats and checkpoints are; the rest of it is not simulated."""
-    seed: int = 0
-    """Of all chance."""
-
-    def __post_init__(self) -> None:
-        if self.gpus % self.gpus_per_node or self.gpus < 1 or self.concepts < 1:
-            raise ConfigError(f"simulation: whole nodes of {self.gpus_per_node} devices, found {self.gpus} devices")
+_DRIVER_S = 60.0
+"""Seconds of a driver's requests that are counted at a time."""
 
 
 class EventClock:
@@ -82,50 +54,6 @@ class EventClock:
     def sleep_s(self, duration_s: float) -> None:
         """Refuse: a simulation schedules."""
         raise AssertionError("simulated time is moved by events")
-
-
-class SimulatedStore(MemoryStore):
-    """Counts requests by kind and by place, and the most that one job's record saw; keeps no checkpoints."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.requests: Counter[str] = Counter()
-        self.places: Counter[str] = Counter()
-        self._by_job: Counter[str] = Counter()
-        self.most_per_record = 0
-
-    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
-        """See `Store.put`."""
-        self._count("put", key)
-        if key.startswith(CHECKPOINTS):
-            return ""
-        etag = super().put(key, data, if_none_match=if_none_match, if_match=if_match)
-        if b'"state": "committed"' in data:
-            super().delete(key)  # nobody asks for it any more; a million of them would fill the memory
-            self.most_per_record = max(self.most_per_record, self._by_job.pop(key, 0))
-        return etag
-
-    def get(self, key: str) -> Any:
-        """See `Store.get`."""
-        self._count("get", key)
-        return super().get(key)
-
-    def list(self, prefix: str = "", *, after: str = "", limit: int | None = None) -> Iterator[str]:
-        """See `Store.list`."""
-        self._count("list", prefix)
-        return super().list(prefix, after=after, limit=limit)
-
-    def delete(self, key: str) -> None:
-        """See `Store.delete`."""
-        self._count("delete", key)
-        super().delete(key)
-
-    def _count(self, kind: str, key: str) -> None:
-        self.requests[kind] += 1
-        if key.startswith("jobs/"):
-            self._by_job[key] += 1
-        elif kind == "list":
-            self.places[key] += 1
 
 
 class _Quiet:
@@ -148,6 +76,8 @@ class _Worker:
     seen_s: float = 0.0
     beat_s: float = 0.0
     saved_s: float = 0.0
+    look_at_s: float = 0.0
+    wait_s: float = 0.0
     turn: int = 0
 
 
@@ -202,9 +132,11 @@ class Simulation:
         for number in range(config.concepts):
             identity = JobIdentity(spec_digest=str(number), recipe_digest="simulated", backbone_fingerprint="simulated")
             self._queue.submit(name=f"c{number}", concept_url="", identity=identity, num_steps=config.steps)
+            self._note(submission_requests(config.photos))
         for node in range(config.gpus // config.gpus_per_node):
             self._node_comes(node)
         self._adjust()
+        self._drive()
         while self._events and len(self._committed) < config.concepts:
             self._clock.time_s, _, act = heapq.heappop(self._events)
             act()
@@ -214,6 +146,10 @@ class Simulation:
 
     def _at(self, delay_s: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self._clock.time_s + delay_s, next(self._order), act))
+
+    def _note(self, requests: Mapping[str, int]) -> None:
+        for kind, count in requests.items():
+            self.store.note(kind, count)
 
     # Nodes and cells
 
@@ -247,6 +183,22 @@ class Simulation:
 
     def _count_node(self, node: int) -> None:
         self._gpu_s += (self._clock.time_s - self._up.pop(node)) * self._config.gpus_per_node
+
+    def _drive(self) -> None:
+        """Count what the driver asks in a while, as the queue stands now."""
+        held = sum(len(worker.lanes) for cell in self._cells.values() for worker in cell.workers)
+        unfinished = self._config.concepts - len(self._committed)
+        asked = driver_requests(
+            _DRIVER_S,
+            jobs=self._config.concepts,
+            ready=unfinished - held,
+            held=held,
+            capacity=len(self._up) * self._config.gpus_per_node,
+            plan=self._plan,
+        )
+        for (kind, key), count in asked.items():
+            self.store.note(kind, count, shared=key or None)
+        self._at(_DRIVER_S, self._drive)
 
     def _adjust(self) -> None:
         """Start cells on nodes that have none, as a driver would."""
@@ -286,7 +238,9 @@ class Simulation:
         return self._config.step_s / self._config.worker.lanes
 
     def _begin(self, worker: _Worker) -> None:
-        worker.seen_s = worker.beat_s = worker.saved_s = self._clock.time_s
+        worker.seen_s = worker.beat_s = worker.saved_s = worker.look_at_s = self._clock.time_s
+        for number in range(self._config.shared_pictures):
+            self.store.note("get", shared=f"prepared/shared-{number}")
         self._turn(worker, worker.turn)
 
     def _turn(self, worker: _Worker, turn: int) -> None:
@@ -298,27 +252,44 @@ class Simulation:
         for lane in [lane for lane in worker.lanes if lane.step >= config.steps - 1e-6]:
             worker.lanes.remove(lane)
             self._use(lane, self._commit)
+            worker.look_at_s, worker.wait_s = now_s, 0.0
         if now_s - worker.beat_s >= config.worker.heartbeat_s - 1e-6:
             worker.beat_s = now_s
-            list(self.store.list(CONTROL))
             for lane in list(worker.lanes):
                 if not self._use(lane, self._renew):
                     worker.lanes.remove(lane)
         if now_s - worker.saved_s >= config.worker.checkpoint_s - 1e-6:
             worker.saved_s = now_s
             self._save(worker)
-        free = config.worker.lanes - len(worker.lanes)
-        if free:
-            leased = self._queue.lease_next(worker.name, pool=_POOL, ttl_s=config.worker.lease_s, max=free)
-            worker.lanes += [_Lane(record, float(record.saved_step), record.saved_step) for record in leased]
+        while worker.look_at_s <= now_s + 1e-6:
+            self._look(worker)
         worker.turn += 1
         turn = worker.turn
         self._at(self._next_s(worker), lambda: self._turn(worker, turn))
 
+    def _look(self, worker: _Worker) -> None:
+        """Ask for orders, and for jobs if there is room; then, as a worker does, ever more seldom while there are none."""
+        settings, now_s = self._config.worker, self._clock.time_s
+        self.store.note("list", shared=CONTROL)
+        free, leased = settings.lanes - len(worker.lanes), list[JobRecord]()
+        if free:
+            leased = self._queue.lease_next(worker.name, pool=_POOL, ttl_s=settings.lease_s, max=free)
+            # While all lanes are taken, looks change nothing, and those since the last turn are made up for.
+            worker.look_at_s = now_s
+        for record in leased:
+            worker.lanes.append(_Lane(record, float(record.saved_step), record.saved_step))
+            self._note(start_requests(self._config.photos, is_first=record.saved_step == 0))
+        again_s = settings.poll_s if leased else 2 * worker.wait_s
+        worker.wait_s = min(max(settings.poll_s, again_s), max(settings.poll_s, settings.lease_s / 4))
+        worker.look_at_s += worker.wait_s
+        if not worker.lanes:
+            self._queue.is_drained(_POOL)
+
     def _next_s(self, worker: _Worker) -> float:
         config, now_s = self._config, self._clock.time_s
         if not worker.lanes:
-            return config.worker.lease_s / 4
+            return worker.look_at_s - now_s
+        look_at_s = worker.look_at_s if len(worker.lanes) < config.worker.lanes else math.inf
         shortest = min(config.steps - lane.step for lane in worker.lanes)
         return max(
             0.0,
@@ -326,6 +297,7 @@ class Simulation:
                 shortest * self._lane_step_s * len(worker.lanes),
                 worker.beat_s + config.worker.heartbeat_s - now_s,
                 worker.saved_s + config.worker.checkpoint_s - now_s,
+                look_at_s - now_s,
             ),
         )
 
@@ -353,7 +325,7 @@ class Simulation:
     def _commit(self, lane: _Lane) -> None:
         lane.step = float(self._config.steps)
         self._renew(lane)
-        self.store.requests.update(_ARTIFACT_REQUESTS)
+        self._note(COMMIT_REQUESTS)
         self._queue.complete(lane.record, artifact="a")
         self.store.delete(checkpoint_key(lane.record.job_id))
         self._twice += lane.record.job_id in self._committed
@@ -373,10 +345,11 @@ class Simulation:
     def _report(self) -> dict[str, Any]:
         config, total = self._config, sum(self.store.requests.values())
         seconds = self._clock.time_s
-        hottest = max(self.store.places.items(), key=lambda item: item[1], default=("", 0))
+        hottest = max(self.store.shared.items(), key=lambda item: item[1], default=("", 0))
         return {
             "concepts": config.concepts,
             "gpus": config.gpus,
+            "seed": config.seed,
             "lease_s": config.worker.lease_s,
             "heartbeat_s": config.worker.heartbeat_s,
             "checkpoint_s": config.worker.checkpoint_s,
@@ -394,5 +367,5 @@ class Simulation:
             "requests": {kind: round(count / config.concepts, 3) for kind, count in self.store.requests.items()},
             "requests_per_s": round(total / seconds, 1),
             "most_requests_on_one_record": self.store.most_per_record,
-            "busiest_listing": {"prefix": hottest[0], "per_s": round(hottest[1] / seconds, 3)},
+            "busiest_shared_key": {"key": hottest[0], "per_s": round(hottest[1] / seconds, 3)},
         }

@@ -5,6 +5,23 @@ from dataclasses import dataclass
 from omnifarm.errors import ConfigError
 from omnifarm.farm.tracking import check_tracker
 
+MANY_JOBS = 200
+"""From so many on leases are long: requests cost more than a dead worker's concepts do by waiting."""
+
+
+def lease_for(num_jobs: int) -> float:
+    """Return how long to lease each of so many jobs, in seconds.
+
+    A short lease brings a dead worker's concepts back soon, and costs a request every few seconds for each concept in
+    training; of many concepts a few may wait five minutes while the others are learned.
+    """
+    return 40.0 if num_jobs < MANY_JOBS else 300.0
+
+
+def checkpoint_for(lease_s: float) -> float:
+    """Return how often to save lanes under leases of a length, in seconds: who waits that long may repeat that much."""
+    return max(30.0, lease_s / 4)
+
 
 def heartbeat_for(lease_s: float) -> float:
     """Return how often to renew leases of a length, in seconds.

@@ -148,4 +148,20 @@ def test_a_simulated_farm_that_wastes_its_devices_is_no_success() -> None:
     report = json.loads(done.stdout)
     assert (done.exit_code, report["committed"], report["heartbeat_s"]) == (1, 64, 400)
     assert report["utilisation"] < 0.95
-    assert CliRunner().invoke(app, [*words, "--min-utilisation", "0.1"]).exit_code == 0
+    assert "expected a utilisation of at least 0.95" in done.stderr
+    enough = [*words, "--min-utilisation", "0.1"]
+    assert CliRunner().invoke(app, enough).exit_code == 0
+    many = CliRunner().invoke(app, [*enough, "--max-requests", "50"])
+    assert (many.exit_code, "expected at most 50 requests a concept" in many.stderr) == (1, True)
+    hot = CliRunner().invoke(app, [*enough, "--max-key-per-s", "0.001"])
+    assert (hot.exit_code, "expected at most 0.001 requests a second on one key" in hot.stderr) == (1, True)
+
+
+def test_a_seed_with_failures_and_pre_emptions_passes_too() -> None:
+    words = ["simulate", "--concepts", "768", "--gpus", "16", "--lease-s", "300", "--seed", "2", "--json"]
+    # A short run: loading, the last wave and the driver's own requests weigh more than in a long one.
+    rates = ["--mtbf-h", "40", "--preemption-h", "6", "--min-utilisation", "0.8"]
+    done = CliRunner().invoke(app, [*words, *rates])
+    report = json.loads(done.stdout)
+    assert done.exit_code == 0, (report, done.stderr)
+    assert min(report["faults"]["failure"], report["faults"]["preemption"]) > 0

@@ -1,8 +1,9 @@
 import pytest
 
 from omnifarm.errors import ConfigError
-from omnifarm.farm.simulation import Simulation, SimulationConfig
-from omnifarm.farm.worker_settings import WorkerSettings, heartbeat_for
+from omnifarm.farm.simulation import Simulation
+from omnifarm.farm.simulation_config import SimulationConfig
+from omnifarm.farm.worker_settings import WorkerSettings, checkpoint_for, heartbeat_for, lease_for
 
 
 def test_a_small_farm_in_bad_weather_commits_everything_once_and_says_what_it_cost() -> None:
@@ -28,8 +29,14 @@ def test_the_settings_of_the_workers_are_those_that_are_simulated() -> None:
         usual.lease_s, usual.heartbeat_s, usual.checkpoint_s,
     )  # fmt: skip
     assert (seldom["lease_s"], seldom["heartbeat_s"], seldom["checkpoint_s"]) == (1200, 400, 300)
-    # A thousand seconds are 200 heartbeats or two.
-    assert often["requests_per_concept"] - seldom["requests_per_concept"] > 190
+    # A thousand seconds are 200 heartbeats or two, and 33 checkpoints or three.
+    assert 220 < often["requests_per_concept"] - seldom["requests_per_concept"] < 250
+
+
+@pytest.mark.parametrize(("jobs", "lease_s", "checkpoint_s"), [(1, 40, 30), (199, 40, 30), (200, 300, 75)])
+def test_many_jobs_are_leased_for_longer(jobs: int, lease_s: float, checkpoint_s: float) -> None:
+    assert (lease_for(jobs), checkpoint_for(lease_for(jobs))) == (lease_s, checkpoint_s)
+    assert checkpoint_for(1200) == 300
 
 
 @pytest.mark.parametrize(("lease_s", "expected"), [(4, 1), (40, 5), (60, 5), (300, 100), (1200, 400)])
