@@ -30,7 +30,7 @@ from omnifarm.farm.planner import cpus_on_one_node, places_for, plan_cells
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.sharing import DriverRegistry
 from omnifarm.farm.submission import inspect_backbone, submit_concepts
-from omnifarm.farm.worker_settings import WorkerSettings, heartbeat_for
+from omnifarm.farm.worker_settings import WorkerSettings, checkpoint_for, heartbeat_for, lease_for
 from omnifarm.logs import configure
 from omnifarm.store.open import open_store
 from omnifarm.store.probe import probe_conditional_writes
@@ -76,8 +76,16 @@ def main(
     deadline: Annotated[
         float | None, typer.Option(min=0, help="Seconds after which to save, give back and end; run again to go on.")
     ] = None,
-    checkpoint_s: Annotated[float, typer.Option(help="Seconds of work that a crash may cost.")] = 30.0,
-    lease_s: Annotated[float, typer.Option(help="Seconds until a silent worker's concepts are taken over.")] = 40.0,
+    checkpoint_s: Annotated[
+        float | None,
+        typer.Option(help="Seconds of work that a crash may cost; default: 30, or a quarter of a longer lease."),
+    ] = None,
+    lease_s: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds until a silent worker's concepts are taken over; default: 40, from 200 concepts on 300."
+        ),
+    ] = None,
     track: Annotated[
         str | None, typer.Option(help="Where losses go besides the artifacts: mlflow, wandb or trackio.")
     ] = None,
@@ -159,6 +167,7 @@ def main(
                 f"cells of {shape.num_workers} workers with {shape.lanes} lanes each, {shape.cpus_per_worker} threads a "
                 "worker"
             )
+            held_s = lease_s or lease_for(len(pending))
             settings = WorkerSettings(
                 lanes=shape.lanes,
                 lanes_per_pack=lanes_per_pack,
@@ -168,9 +177,9 @@ def main(
                 )
                 if compiled is None
                 else compiled,
-                checkpoint_s=checkpoint_s,
-                lease_s=lease_s,
-                heartbeat_s=heartbeat_for(lease_s),
+                checkpoint_s=checkpoint_s or checkpoint_for(held_s),
+                lease_s=held_s,
+                heartbeat_s=heartbeat_for(held_s),
                 stop_at_s=over_s,
                 track=track,
             )
