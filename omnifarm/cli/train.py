@@ -112,6 +112,10 @@ def plan(
         ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to measure: cpu or cuda.")] = "cpu",
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compiled/--eager", help="Measure compiled; default: where `train local` would compile."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Predict time, memory and cost of learning many concepts, from counted operations and a measured rate."""
@@ -125,9 +129,11 @@ def plan(
         overrides={"steps": steps, **json_object(recipe, what="--recipe")},
         num_concepts=num_concepts,
         lanes=lanes,
+        devices=devices,
         price_per_hour=price,
         flops_per_s=flops_per_s,
         device=device,
+        compiled=compiled,
     )
     wall_s = report.prediction.seconds / devices
     if json:

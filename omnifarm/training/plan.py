@@ -5,7 +5,8 @@ of the machine at hand, or given for another. Predictions multiply the two.
 
 A token is multiplied with every weight of one expert: 2 operations per weight forward and 2 backward, for gradients
 are taken with respect to inputs alone. Attention adds 4 H d per visible pair forward, twice that backward. The last
-layer's projections, beyond keys and values, and the heads run on rows with a loss only.
+layer's projections, beyond keys and values, and the heads run on rows with a loss only. A held-out measurement is a
+forward pass.
 
 Kept for the backward pass are what each norm was given (four of them, in float32 whatever the weights are), gate, up
 and their activation in the MLP, queries, keys and values as attention lays them out and, where it writes them out, its
@@ -13,7 +14,7 @@ weights. No weight has a gradient, so what a projection was given is not kept. C
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omnifarm.backbone.attention import AttentionGroup
 from omnifarm.backbone.config import BackboneConfig, SpecialIds
@@ -25,10 +26,10 @@ from omnifarm.training.step import pack_lanes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCost:
-    """One packed step."""
+    """One packed step, or one held-out measurement of its lanes."""
 
     flops: float
-    """Floating-point operations, forward and backward to the inputs."""
+    """Floating-point operations, forward and, of a step, backward to the inputs."""
     num_tokens: int
     """Tokens computed."""
     share_saved: float
@@ -48,10 +49,17 @@ class Prediction:
     cost: float
     """Device hours times the price of one."""
     memory_bytes: float
-    """Weights, activations of one pack, soft tokens and their AdamW memory."""
+    """Weights, activations of one pass, soft tokens and their AdamW memory."""
 
 
-def step_cost(packed: Pack, *, config: BackboneConfig, bytes_per_number: int, keeps_scores: bool = True) -> StepCost:
+def step_cost(
+    packed: Pack,
+    *,
+    config: BackboneConfig,
+    bytes_per_number: int,
+    keeps_scores: bool = True,
+    is_learned: bool = True,
+) -> StepCost:
     """Count one packed training step.
 
     Args:
@@ -59,6 +67,7 @@ def step_cost(packed: Pack, *, config: BackboneConfig, bytes_per_number: int, ke
         config: Of the backbone.
         bytes_per_number: Of the weights and activations.
         keeps_scores: Whether attention writes its weights out, as the matrix products of small packs on the CPU do.
+        is_learned: Whether a backward pass follows; without one the pack is only measured.
     """
     llm = config.llm
     width, inner, layers = int(llm.hidden_size), int(llm.intermediate_size), int(llm.num_hidden_layers)
@@ -70,7 +79,7 @@ def step_cost(packed: Pack, *, config: BackboneConfig, bytes_per_number: int, ke
     weights += len(packed.ce_index) * width * int(llm.vocab_size) + len(packed.mse_index) * width * config.latent_dim
     weights += len(packed.vit.index) * width * (int(config.vit.hidden_size) + width)
     pairs, last_pairs = (_pairs(plan.groups) for plan in (packed.plan, packed.outputs.plan))
-    attention = 12 * width * ((layers - 1) * pairs + last_pairs)
+    attention = 4 * width * ((layers - 1) * pairs + last_pairs)
     norm_bytes, mlp_bytes = 4 * width, bytes_per_number * 3 * inner
     key_norm_bytes = 4 * key_width
     kept = (layers - 1) * tokens * (3 * norm_bytes + key_norm_bytes + mlp_bytes)
@@ -85,7 +94,7 @@ def step_cost(packed: Pack, *, config: BackboneConfig, bytes_per_number: int, ke
             laid_out = queries * width + 2 * keys * width + heads * _pairs(plan.groups)
         kept += times * bytes_per_number * laid_out
     return StepCost(
-        flops=4.0 * weights + attention,
+        flops=4.0 * weights + 3 * attention if is_learned else 2.0 * weights + attention,
         num_tokens=tokens,
         share_saved=packed.num_shared / max(1, packed.num_shared + tokens),
         activation_bytes=float(kept),
@@ -101,7 +110,7 @@ def lane_costs(
     keeps_scores: bool,
     steps: range,
 ) -> StepCost:
-    """Count what some steps of lanes in one pack would take, without taking them.
+    """Count what some steps of lanes in one pack would take, without taking them; their held-out samples not counted.
 
     Args:
         lanes: The lanes that would share the pack.
@@ -120,6 +129,45 @@ def lane_costs(
         packed, *_ = pack_lanes(lanes, drawn, special_ids=special_ids, config=config)
         costs.append(step_cost(packed, config=config, bytes_per_number=bytes_per_number, keeps_scores=keeps_scores))
     return mean_cost(costs)
+
+
+def measuring_cost(
+    lanes: Sequence[Lane],
+    *,
+    special_ids: SpecialIds,
+    config: BackboneConfig,
+    bytes_per_number: int,
+    keeps_scores: bool,
+) -> StepCost | None:
+    """Count what one held-out measurement of each lane takes, one after the other; None if no lane measures.
+
+    Args:
+        lanes: The lanes of a pack.
+        special_ids: Ids of the frame tokens.
+        config: Of the backbone.
+        bytes_per_number: Of the weights and activations.
+        keeps_scores: See `step_cost`.
+
+    Returns:
+        The sum; its memory is that of the largest.
+    """
+    costs = []
+    for lane in lanes:
+        if lane.held_out is not None:
+            packed, *_ = pack_lanes([lane], [lane.held_out.draw(0)], special_ids=special_ids, config=config)
+            costs.append(
+                step_cost(
+                    packed,
+                    config=config,
+                    bytes_per_number=bytes_per_number,
+                    keeps_scores=keeps_scores,
+                    is_learned=False,
+                )
+            )
+    if not costs:
+        return None
+    mean = mean_cost(costs)
+    return replace(mean, flops=len(costs) * mean.flops, num_tokens=sum(one.num_tokens for one in costs))
 
 
 def mean_cost(costs: Sequence[StepCost]) -> StepCost:
@@ -142,9 +190,11 @@ def predict(
     flops_per_s: float,
     weight_bytes: float,
     soft_numbers: int,
+    measuring: StepCost | None = None,
+    measurements: int = 0,
     price_per_hour: float = 0.0,
 ) -> Prediction:
-    """Predict a training of `num_concepts`, `lanes` of them in a pack.
+    """Predict a training of `num_concepts`, `lanes` of them in a pack, none of which ends early.
 
     Args:
         step: Cost of one packed step of `lanes` lanes.
@@ -154,6 +204,8 @@ def predict(
         flops_per_s: What the device reaches on such packs.
         weight_bytes: Of the frozen weights.
         soft_numbers: Numbers in one concept's soft tokens.
+        measuring: Cost of one held-out measurement of all `lanes` lanes; None if the recipe has none.
+        measurements: Held-out measurements per concept.
         price_per_hour: Of one device, in any currency.
 
     Raises:
@@ -165,14 +217,15 @@ def predict(
             f"{lanes} lanes, {steps} steps, {flops_per_s} operations per second"
         )
     # A last pack that is not full costs its share: lanes leave and others join at any step.
-    seconds = steps * step.flops * num_concepts / lanes / flops_per_s
+    flops = steps * step.flops + (measurements * measuring.flops if measuring else 0.0)
+    seconds = flops * num_concepts / lanes / flops_per_s
     hours = seconds / 3600
     optimizer_bytes = 4 * 4 * soft_numbers * lanes
     return Prediction(
         seconds=seconds,
         device_hours=hours,
         cost=hours * price_per_hour,
-        memory_bytes=weight_bytes + step.activation_bytes + optimizer_bytes,
+        memory_bytes=weight_bytes + max(one.activation_bytes for one in (step, measuring) if one) + optimizer_bytes,
     )
 
 

@@ -29,7 +29,7 @@ from omnifarm.training.compiling import choose_attention, compile_backbone
 from omnifarm.training.curves import curve_parquet, loss_curve
 from omnifarm.training.lane import Lane
 from omnifarm.training.loop import Trainer
-from omnifarm.training.plan import StepCost, lane_costs
+from omnifarm.training.plan import StepCost, lane_costs, measuring_cost
 from omnifarm.training.precision import precision_of, serves, weights_dtype
 from omnifarm.training.sharded_backbone import open_backbone
 from omnifarm.training.sharding import Replicated, Sharding
@@ -212,10 +212,21 @@ class Workbench:
             steps=steps,
         )
 
+    def measuring_cost(self, lanes: Sequence[Lane]) -> StepCost | None:
+        """Count what one held-out measurement of every lane takes; None if their recipe has none."""
+        return measuring_cost(
+            lanes,
+            special_ids=self._backbone.special_ids,
+            config=self._backbone.config,
+            bytes_per_number=self._backbone.model.dtype.itemsize,
+            keeps_scores=self._backbone.model.device.type == "cpu",
+        )
+
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the frozen model's weights."""
-        return sum(one.numel() * one.element_size() for one in self._backbone.model.parameters())
+        """Bytes of all frozen weights: the model's, and the autoencoder's that prepares its pictures."""
+        modules = (self._backbone.model, self._backbone.autoencoder.module)
+        return sum(one.numel() * one.element_size() for module in modules for one in module.parameters())
 
     def finish(self, lane: Lane, *, spec: ConceptSpec, identity: str) -> Finished:
         """Return a finished lane's artifact.

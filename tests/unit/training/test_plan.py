@@ -1,6 +1,10 @@
 """Plans: operations counted by hand, and predictions held to a real run."""
 
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,17 +14,22 @@ from omnifarm.backbone.config import BackboneConfig
 from omnifarm.backbone.packing import pack
 from omnifarm.backbone.segments import TextSegment
 from omnifarm.backbone.weights import load_backbone
-from omnifarm.cli.train_plan import plan_training
+from omnifarm.cli.train_plan import PlanReport, plan_training
 from omnifarm.concept.datasets.load import load_concepts
-from omnifarm.concept.recipe import Precision
+from omnifarm.concept.recipe import Precision, TrainingRecipe
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError
 from omnifarm.farm.submission import inspect_backbone
 from omnifarm.miniature.benchmark import write_concept_folders
-from omnifarm.training.plan import lane_costs, predict, step_cost
+from omnifarm.training.compiling import WORTH_LANE_STEPS, has_compiler
+from omnifarm.training.lane import Lane
+from omnifarm.training.plan import lane_costs, measuring_cost, predict, step_cost
 from omnifarm.training.precision import DTYPES, weights_dtype
 from omnifarm.training.workbench import Workbench
+from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE, write_concepts
 from tests.unit.training.conftest import SPECIAL_IDS
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_operations_are_those_counted_by_hand(config: BackboneConfig) -> None:
@@ -44,6 +53,72 @@ def test_a_prediction_scales_with_concepts_steps_and_rate(config: BackboneConfig
     assert predict(cost, num_concepts=6, steps=20, **usual).seconds == pytest.approx(6 * one.seconds)
     with pytest.raises(ConfigError, match="rate above 0"):
         predict(cost, num_concepts=1, steps=1, **{**usual, "flops_per_s": 0.0})
+
+
+def test_a_held_out_measurement_is_a_forward_pass_and_is_planned_as_often_as_it_is_taken(
+    config: BackboneConfig, make_lane: Callable[..., Lane], recipe: TrainingRecipe
+) -> None:
+    lanes = [make_lane("a"), make_lane("b", seed=1)]
+    usual = {"special_ids": SPECIAL_IDS, "config": config, "bytes_per_number": 4, "keeps_scores": True}
+    assert measuring_cost(lanes, **usual) is None
+    learned = [lane_costs([lane], **usual, steps=range(1)) for lane in lanes]
+    for lane in lanes:
+        lane.held_out = lane.source
+    measured = measuring_cost(lanes, **usual)
+    assert measured is not None
+    assert measured.num_tokens == sum(one.num_tokens for one in learned)
+    assert measured.activation_bytes == max(one.activation_bytes for one in learned)
+    # Half of the products with weights, a third of attention.
+    total = sum(one.flops for one in learned)
+    assert total / 3 < measured.flops < total / 2
+    step = lane_costs(lanes, **usual, steps=range(2))
+    rate = {"num_concepts": 2, "lanes": 2, "flops_per_s": 1e6, "weight_bytes": 0.0, "soft_numbers": 10}
+    plain = predict(step, steps=10, **rate)
+    more = predict(step, steps=10, measuring=measured, measurements=4, **rate)
+    assert more.seconds == pytest.approx(plain.seconds + 4 * measured.flops / 1e6)
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> str:
+    return str(write_concepts(tmp_path / "people", ["ada", "bo"]))
+
+
+def planned(people: str, **settings: object) -> PlanReport:
+    overrides = {**RECIPE, **settings}
+    return plan_training(people, backbone=str(CHECKPOINT), overrides=overrides, num_concepts=None, lanes=2)
+
+
+def test_a_single_step_can_be_planned(people: str) -> None:
+    one, ten = planned(people, steps=1), planned(people, steps=10)
+    assert one.flops_per_s > 0
+    assert one.prediction.seconds == pytest.approx(one.step.flops / one.flops_per_s)
+    assert ten.step == one.step
+
+
+def test_early_stopping_is_planned_with_its_measurements_and_without_its_luck(people: str) -> None:
+    report = planned(people, steps=10, held_out_photos=1, held_out_every=3, patience=1)
+    assert report.measuring is not None
+    # After steps 3, 6, 9 and the last.
+    flops = 10 * report.step.flops + 4 * report.measuring.flops
+    assert report.prediction.seconds == pytest.approx(flops / report.flops_per_s)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it while it traces
+@pytest.mark.skipif(not has_compiler("cpu"), reason="needs a C++ compiler")
+def test_a_plan_measures_compiled_what_a_run_would_compile(people: str) -> None:
+    long = planned(people, steps=WORTH_LANE_STEPS // 2)
+    assert (long.compiled, long.rate_from) == (True, "measured here on cpu, compiled")
+    short = planned(people, steps=WORTH_LANE_STEPS // 2 - 1)
+    assert (short.compiled, short.rate_from) == (False, "measured here on cpu, eager")
+
+
+def test_a_rate_that_is_given_is_not_measured_whatever_the_length(people: str) -> None:
+    report = plan_training(
+        people, backbone=str(CHECKPOINT), overrides={**RECIPE, "steps": 10_000}, num_concepts=None, lanes=2,
+        flops_per_s=1e9,
+    )  # fmt: skip
+    assert (report.compiled, report.rate_from, report.flops_per_s) == (False, "given", 1e9)
 
 
 def test_an_empty_place_cannot_be_planned(tmp_path: Path) -> None:
@@ -85,26 +160,48 @@ def test_what_is_kept_for_the_backward_pass_is_counted(tmp_path: Path, precision
 
 
 @pytest.mark.slow
-def test_a_prediction_holds_within_a_fifth_of_a_real_run(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's account of memory")
+def test_the_memory_of_a_real_training_is_predicted_to_a_quarter(tmp_path: Path) -> None:
+    """Weights, autoencoder and what two lanes keep between forward and backward pass, beside the peak of a process."""
+    write_concept_folders(tmp_path, seed=3, num_persons=1, num_pets=1, num_objects=0)
+    report = plan_training(
+        str(tmp_path), backbone="miniature", overrides={"precision": "float32"}, num_concepts=None, lanes=2,
+        flops_per_s=1e9,
+    )  # fmt: skip
+    said = subprocess.run(
+        [sys.executable, "-m", "tests.unit.training.training_memory", str(tmp_path), "float32"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert int(said.stdout) == pytest.approx(report.prediction.memory_bytes, rel=0.25)
+
+
+HELD_OUT = {"held_out_photos": 2, "held_out_every": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("settings", [{}, HELD_OUT], ids=["learning", "measuring after every step"])
+def test_a_prediction_holds_within_a_fifth_of_a_real_run(tmp_path: Path, settings: dict[str, int]) -> None:
     """Computing time is compared: a busy machine distorts it least."""
     torch.set_num_threads(1)
     concepts = tmp_path / "concepts"
     write_concept_folders(concepts, seed=3, num_persons=1, num_pets=1, num_objects=0)
-    steps = 5
+    overrides = {"steps": 5, **settings}
     ratios = []
     for _ in range(3):
         planned = plan_training(
-            str(concepts), backbone="miniature", overrides={"steps": steps}, num_concepts=2, lanes=2,
-            now_s=time.process_time,
-        )  # fmt: skip
-        ratios.append(_real_seconds(concepts, steps) / planned.prediction.seconds)
+            str(concepts), backbone="miniature", overrides=overrides, num_concepts=2, lanes=2, now_s=time.process_time
+        )
+        ratios.append(_real_seconds(concepts, overrides) / planned.prediction.seconds)
         if abs(ratios[-1] - 1) < 0.2:
             return
     pytest.fail(f"real over predicted, three times: {ratios}")
 
 
-def _real_seconds(concepts: Path, steps: int) -> float:
-    recipe = inspect_backbone("miniature", overrides={"steps": steps}).recipe
+def _real_seconds(concepts: Path, overrides: dict[str, int]) -> float:
+    recipe = inspect_backbone("miniature", overrides=overrides).recipe
     workbench = Workbench(load_backbone("miniature", dtype=weights_dtype("bfloat16", "cpu")), lanes_per_pack=2)
     for _, spec in load_concepts(str(concepts)):
         assert isinstance(spec, ConceptSpec)
