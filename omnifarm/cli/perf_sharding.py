@@ -84,6 +84,9 @@ def measure_sharding(
                 "precision": precision,
                 # Begins with rows of the embedding, which a shared backbone has to fetch.
                 "init": "class_word",
+                # Passes without learning, while another process learns.
+                "held_out_photos": 1,
+                "held_out_every": 1,
             },
             out="",
         )
