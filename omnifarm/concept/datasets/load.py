@@ -16,7 +16,7 @@ from omnifarm.concept.hard_negatives import attach_hard_negatives
 from omnifarm.concept.negatives import share_negatives
 from omnifarm.concept.problems import Problem, Problems, as_error
 from omnifarm.concept.reading import Reader, is_photo, natural, refuse_shared, suggestion
-from omnifarm.concept.sources import FileSource, SubSource, open_source
+from omnifarm.concept.sources import FileSource, SubSource, below, open_source
 from omnifarm.concept.spec import ConceptImage, ConceptSpec
 from omnifarm.errors import ConceptError
 
@@ -163,7 +163,7 @@ def _held_out_pictures(layout: Layout, reader: Reader, place: str) -> _Scored:
     asked: list[ConceptImage] = []
     if layout.held_out is None:
         inside = f"{place}/test/" if place else "test/"
-        paths = [path for path in reader.source.paths() if path.startswith(inside) and is_photo(path)]
+        paths = filter(is_photo, below(reader.source.paths(), inside))
         images = reader.images(paths, problems=Problems(), consumer="scoring")
     else:
         held_out = layout.held_out(reader, place, Problems())
