@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from omnifarm.farm.worker_settings import checkpoint_for, lease_for
 from omnifarm.training.sharding import FITTING_SHARE, SHARDINGS
 from tests.unit.infra.options import names_of, omnifarm_command, option_names
 
@@ -69,13 +70,9 @@ def test_files_and_links_that_a_page_names_are_there(path: Path) -> None:
 
 
 def test_defaults_in_the_guide_are_those_of_the_code() -> None:
-    import inspect
-
-    from jobs.train_concepts import main
-
-    defaults = {name: parameter.default for name, parameter in inspect.signature(main).parameters.items()}
+    small, large = lease_for(1), lease_for(10_000)
     text = (ROOT / "docs" / "operations.md").read_text()
-    assert f"(`--lease-s`, {defaults['lease_s']:.0f} s)" in text
-    assert f"`--checkpoint-s` ({defaults['checkpoint_s']:.0f} s)" in text
+    assert f"(`--lease-s`, {small:.0f} s; {large:.0f} s in large jobs)" in text
+    assert f"`--checkpoint-s` ({checkpoint_for(small):.0f} s; {checkpoint_for(large):.0f} s)" in text
     assert f"{FITTING_SHARE:.0%}".replace("%", " %") in text
     assert all(name in text for name in SHARDINGS)

@@ -41,4 +41,4 @@ def test_only_the_decoder_learns_and_goes_on_after_an_interruption(tmp_path: Pat
     _, facts = load_state(tmp_path / "decoder_state.safetensors")
     assert facts["spent_s"] >= 1.0
     second = _refine(tmp_path, codec, budget_s=facts["spent_s"] + 0.01)
-    assert second[-1]["step"] <= 2, "most of the budget was spent before"
+    assert second[-1]["step"] <= first[-1]["step"] + 2, "most of the budget was spent before"
