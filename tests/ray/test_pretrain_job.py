@@ -33,19 +33,19 @@ def test_a_killed_pre_training_goes_on_and_ends_in_a_backbone(tmp_path):
     first = _begin(out)
     try:
         deadline = time.monotonic() + 300
-        while not (out / "main_state.safetensors").is_file():
+        while not (out / "vit.safetensors").is_file():
             assert first.poll() is None, first.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.1)
     finally:
         _kill(first)
     assert not (out / "weights" / "ema.safetensors").exists()
-    codec_written = (out / "codec.done").stat().st_mtime_ns
+    tower_written = (out / "vit.safetensors").stat().st_mtime_ns
 
     second = _begin(out)
     said = second.communicate(timeout=280)[1]
     assert second.returncode == 0, said
-    assert (out / "codec.done").stat().st_mtime_ns == codec_written
+    assert (out / "vit.safetensors").stat().st_mtime_ns == tower_written
     lines = [json.loads(line) for line in (out / "drawing.jsonl").read_text().splitlines()]
     assert lines[-1]["final"]
     assert not any(p.isnan().any() for p in load_backbone(out / "weights").model.parameters())
