@@ -7,6 +7,7 @@ from omnifarm.cli.main import app
 from omnifarm.errors import ConfigError
 
 
+@pytest.mark.timeout(600)
 def test_an_evaluation_learns_measures_and_reports(tmp_path) -> None:
     out = tmp_path / "evaluation"
     options = ["--persons", "0", "--pets", "1", "--objects", "1", "--steps", "2", "--workers", "2", "--json"]
