@@ -167,7 +167,7 @@ def main(
                 f"cells of {shape.num_workers} workers with {shape.lanes} lanes each, {shape.cpus_per_worker} threads a "
                 "worker"
             )
-            held_s = lease_s or lease_for(len(pending))
+            held_s = lease_for(len(pending)) if lease_s is None else lease_s
             settings = WorkerSettings(
                 lanes=shape.lanes,
                 lanes_per_pack=lanes_per_pack,
@@ -177,7 +177,7 @@ def main(
                 )
                 if compiled is None
                 else compiled,
-                checkpoint_s=checkpoint_s or checkpoint_for(held_s),
+                checkpoint_s=checkpoint_for(held_s) if checkpoint_s is None else checkpoint_s,
                 lease_s=held_s,
                 heartbeat_s=heartbeat_for(held_s),
                 stop_at_s=over_s,

@@ -23,7 +23,7 @@ from omnifarm.backbone.latents import LatentCodec
 from omnifarm.backbone.native import fast_dtype
 from omnifarm.miniature.pretrain import corpus
 from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig, cosine
-from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
+from omnifarm.miniature.pretrain.records import Recorder, load_state, resumed_draws, save_state
 
 AUTOENCODER = AutoencoderConfig(ch=32, ch_mult=(2, 2, 2, 4), num_res_blocks=1, scale_factor=1.0, shift_factor=0.0)
 """Sizes; scale and shift are measured after training."""
@@ -93,9 +93,7 @@ def train_codec(
         state, facts = load_state(state_path)
         optimizer.load_state_dict(state)
         spent, step = facts["spent_s"], facts["step"]
-    # What was seen before an interruption is not to be seen again in the same order.
-    rng = np.random.default_rng([config.seed, step])
-    torch.manual_seed(config.seed + step)
+    rng = resumed_draws(config.seed, step)
     start, saved = time.monotonic() - spent, time.monotonic()
     while (fraction := (time.monotonic() - start) / config.budget_s) < 1:
         pixels, weight = _batch(rng, pictures, config=config, is_cropped=fraction < config.crop_share)

@@ -19,7 +19,7 @@ from omnifarm.backbone.latents import LatentCodec
 from omnifarm.backbone.native import fast_dtype
 from omnifarm.miniature.pretrain.codec import AUTOENCODER, CodecConfig, draw_pairs, measure, without_identities
 from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, cosine
-from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
+from omnifarm.miniature.pretrain.records import Recorder, load_state, resumed_draws, save_state
 
 _SUBJECT_WEIGHT = 4.0
 _LARGEST_NOISE = 0.1
@@ -56,9 +56,7 @@ def refine_decoder(
         state, facts = load_state(state_path)
         optimizer.load_state_dict(state)
         spent, step = facts["spent_s"], facts["step"]
-    # What was seen before an interruption is not to be seen again in the same order.
-    rng = np.random.default_rng([config.seed, step])
-    torch.manual_seed(config.seed + step)
+    rng = resumed_draws(config.seed, step)
     recorder = Recorder(folder / "decoder.jsonl")
     start, saved = time.monotonic() - spent, time.monotonic()
     done = False

@@ -27,7 +27,7 @@ from omnifarm.miniature.judge import (
 from omnifarm.miniature.pretrain.codec import to_pixels
 from omnifarm.miniature.pretrain.corpus import Group
 from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig, cosine
-from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
+from omnifarm.miniature.pretrain.records import Recorder, load_state, resumed_draws, save_state
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +92,7 @@ def train_judge(folder: Path, *, config: JudgeConfig, pictures: NDArray[np.uint8
         state, facts = load_state(path)
         optimizer.load_state_dict(state)
         spent, step = facts["spent_s"], facts["step"]
-    # What was seen before an interruption is not to be seen again in the same order.
-    rng = np.random.default_rng([config.seed, step])
-    torch.manual_seed(config.seed + step)
+    rng = resumed_draws(config.seed, step)
     labels = Labels.of(groups)
     start, saved = time.monotonic() - spent, time.monotonic()
     while (fraction := (time.monotonic() - start) / config.budget_s) < 1:

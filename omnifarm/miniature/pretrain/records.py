@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,6 +39,15 @@ class Recorder:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self._step, **means, **rounded}) + "\n")
         self._sums.clear()
+
+
+def resumed_draws(seed: int, step: int) -> np.random.Generator:
+    """Seed torch and return a generator for a stage that begins, or goes on, at `step`.
+
+    What was drawn before an interruption is not drawn again in the same order after it.
+    """
+    torch.manual_seed(seed + step)
+    return np.random.default_rng([seed, step])
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], **facts: Any) -> None:

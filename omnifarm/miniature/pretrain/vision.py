@@ -28,7 +28,7 @@ from omnifarm.miniature.pretrain.codec import to_pixels
 from omnifarm.miniature.pretrain.corpus import Group
 from omnifarm.miniature.pretrain.features import PATCH, patches_of
 from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig, cosine
-from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
+from omnifarm.miniature.pretrain.records import Recorder, load_state, resumed_draws, save_state
 from omnifarm.miniature.pretrain.sequences import VIT_GRID
 from omnifarm.miniature.scene import LIGHTS, STYLES
 
@@ -125,8 +125,7 @@ def train_vision(
         state, facts = load_state(state_path)
         optimizer.load_state_dict(state)
         spent, step = facts["spent_s"], facts["step"]
-    # What was seen before an interruption is not to be seen again in the same order.
-    rng = np.random.default_rng([config.seed, step])
+    rng = resumed_draws(config.seed, step)
     targets = torch.tensor([list(labels(group.first).values()) for group in groups])
     settings = torch.tensor([[_setting(group, view) for view in (corpus.FIRST, corpus.BOTH)] for group in groups])
     start, saved = time.monotonic() - spent, time.monotonic()
