@@ -156,11 +156,12 @@ def test_a_job_on_an_empty_cluster_gets_its_nodes_and_takes_its_request_back(
     growing: GrowingCluster, tmp_path: Path
 ) -> None:
     assert growing.num_nodes() == 1
+    # Enough steps that one worker is still busy when the second node has started.
     job = subprocess.run(
         [
             sys.executable, "jobs/train_concepts.py", "--json", "--device", "cpu",
             "--concepts", str(write_concepts(tmp_path / "concepts", ["ada", "bob", "cyd"])),
-            "--store", str(tmp_path / "store"), "--backbone", str(CHECKPOINT), "--steps", "30", "--recipe", RECIPE,
+            "--store", str(tmp_path / "store"), "--backbone", str(CHECKPOINT), "--steps", "400", "--recipe", RECIPE,
             "--workers-per-cell", "1", "--lanes", "1",
         ],
         cwd=Path(__file__).parents[2], env=growing.environment, capture_output=True, text=True, check=False, timeout=420,
