@@ -31,8 +31,8 @@ demo: $(STAMP)  ## Learn several concepts on a local cluster and show them (CONC
 studio: $(STAMP)  ## Open the studio: teach, ask, draw and edit in the browser (BACKBONE=folder for photographs)
 	$(BIN)/omnifarm studio $(if $(BACKBONE),--backbone "$(BACKBONE)") $(STUDIO_FLAGS)
 
-test: $(STAMP)  ## Run every test
-	$(BIN)/python -m pytest $(TEST_FLAGS)
+test: $(STAMP)  ## Run every test, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
 check: $(STAMP)  ## Format, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -120,6 +120,36 @@ def test_a_killed_worker_loses_nothing(cluster: Any, folder: Path, backbone: Bac
     assert {record.name: record for record in queue.list()} == records
 
 
+def test_a_cell_that_shares_one_backbone_goes_on_when_a_rank_is_killed(
+    cluster: Any, folder: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    store = LocalStore(tmp_path / "store")
+    queue = JobQueue(store, clock=SystemClock())
+    submit_concepts(str(folder), queue=queue, backbone=backbone, only=["ada", "bob", "cyd"])
+    killer = Killer(queue)
+    killer.start()
+    cluster.run_cell(
+        cluster.CellConfig(
+            store=str(tmp_path / "store"),
+            backbone=backbone.name,
+            name="shared",
+            recipe=backbone.recipe,
+            num_workers=2,
+            sharding="zero3",
+            max_failures=3,
+            worker=WorkerSettings(lanes=2, lease_s=10, heartbeat_s=0.5, checkpoint_s=0.5, poll_s=0.5),
+        )
+    )
+    killer.join(timeout=5)
+    assert killer.killed is not None, "the test did not kill anybody"
+    records = queue.list()
+    assert [record.state for record in records] == [JobState.COMMITTED] * 3, [record.error for record in records]
+    assert max(record.attempts for record in records) >= 2, "somebody took a dead worker's concept over"
+    for record in records:
+        manifest, _ = ConceptRepository(store).load(record.name, fingerprint=backbone.fingerprint)
+        assert len(manifest.losses["step"]) == 60
+
+
 def test_without_gpus_a_worker_has_its_part_of_its_nodes_memory(cluster: Any) -> None:
     assert 0 < cluster.device_bytes(use_gpu=False) * cluster.cluster_cpus() <= psutil.virtual_memory().total
 
