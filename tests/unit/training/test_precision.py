@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnifarm.backbone import native
-from omnifarm.backbone.native import multiplies_bf16
+from omnifarm.backbone.native import gains_by_bf16, multiplies_bf16
 from omnifarm.backbone.weights import load_backbone
 from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.recipe import TrainingRecipe
@@ -57,3 +57,17 @@ def test_a_cpu_without_bf16_products_learns_a_bf16_recipe_in_float32(
 
 def test_every_gpu_multiplies_bf16() -> None:
     assert multiplies_bf16("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "gains"),
+    [
+        ({"architecture": "x86_64", "cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"architecture": "x86_64", "cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"architecture": "x86_64", "cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"architecture": "aarch64", "bf16": True}, True),
+    ],
+)
+def test_of_processors_that_multiply_bf16_not_all_are_faster_so(cpu: dict[str, str | bool], gains: bool) -> None:
+    assert gains_by_bf16(cpu) is gains
