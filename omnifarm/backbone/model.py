@@ -181,7 +181,8 @@ class Backbone(nn.Module):
             ConfigError: The pack has soft slots that the table does not hold.
         """
         parts = [self.language_model.model.embed_tokens(pack.lookup_ids)]
-        if len(pack.soft_rows):
+        if len(pack.soft_rows) or soft_table is not None:
+            # Without slots, too: the losses then have a gradient in the table, which is zero, instead of none.
             parts.append(self._soft_vectors(pack.soft_rows, soft_table))
         touch = self.language_model.model.touch_every_parameter
         if len(pack.vit.index) or touch:
@@ -215,7 +216,7 @@ class Backbone(nn.Module):
             raise ConfigError(
                 f"soft_table must have shape (rows, {self.config.hidden_size}), found {tuple(soft_table.shape)}"
             )
-        if int(rows.max()) >= soft_table.shape[0] or int(rows.min()) < 0:
+        if len(rows) and (int(rows.max()) >= soft_table.shape[0] or int(rows.min()) < 0):
             raise ConfigError(f"soft slots point to row {int(rows.max())}, the table has {soft_table.shape[0]} rows")
         # Gather before the cast: a vector used many times then sums its gradients in the table's own precision.
         return soft_table.to(self.device).index_select(0, rows).to(self.dtype)

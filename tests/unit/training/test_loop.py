@@ -314,3 +314,28 @@ def test_two_lanes_of_one_name_are_refused(make_trainer: Callable[..., Trainer],
 def test_a_trainable_backbone_is_refused(config: BackboneConfig) -> None:
     with pytest.raises(ValueError, match="frozen"):
         Replicated(Backbone(config))
+
+
+def test_steps_without_any_soft_token_change_nothing(make_trainer: Callable[..., Trainer], make_lane: MakeLane) -> None:
+    class WithoutText:
+        """Drawings whose text is left out, as `text_dropout` does now and then; with a batch of one, all there is."""
+
+        def __init__(self, source: SampleSource) -> None:
+            self._source = source
+
+        def draw(self, step: int) -> Sequence[ConceptSample]:
+            return [
+                replace(sample, segments=[part for part in sample.segments if isinstance(part, LatentSegment)])
+                for sample in self._source.draw(step)
+            ]
+
+    lane = make_lane("a", start=0.1, recipe=TrainingRecipe(
+        steps=2, batch_size=1, share_understanding=0.0, share_generation=1.0, share_editing=0.0, num_und=2, num_gen=2,
+        precision="float32",
+    ))  # fmt: skip
+    lane.source = WithoutText(lane.source)
+    before = lane.soft.detach().clone()
+    run(make_trainer(), lane)
+    assert (lane.step, lane.stopped) == (2, None)
+    assert all(math.isfinite(one.total) and one.total > 0 for one in lane.losses)
+    assert torch.equal(lane.soft.detach(), before)
