@@ -1,13 +1,15 @@
 """The cost of HTTP: the same drawings through a running server and through an engine in this process.
 
-On both sides eight are under way at all times: whoever has its picture asks for the next.
+On both sides eight callers are under way at all times, and whoever has its picture asks for the next; the engine has a
+thread of its own in this process as it has there. The sides take turns, and each turn is compared with the one beside
+it, because the speed of a machine drifts by more than is to be measured.
 """
 
-import statistics
+import asyncio
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 
 import httpx
@@ -15,24 +17,23 @@ import httpx
 from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.errors import ServingError
 from omnifarm.serving.engine import Engine
-from omnifarm.serving.events import Ticket
 from omnifarm.serving.requests import Request
+from omnifarm.serving.worker import EngineWorker
 
 _CONCURRENCY = 8
-_ROUNDS = 2
 _TIMEOUT_S = 600.0
 
 
-def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: int = 12) -> float:
-    """Return by which part drawings at concurrency 8 take longer over HTTP.
+def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: int = 4, turns: int = 7) -> list[float]:
+    """Return by which part drawings at concurrency 8 take longer over HTTP, one number a pair of turns.
 
     Args:
         url: A server that is otherwise idle, on this machine, with the engine's backbone and number of threads, and
             open to its own machine without a key (`OMNIFARM_ACCESS=owner`).
-        engine: The side without HTTP.
+        engine: The side without HTTP; nobody else may be using it.
         options: Steps and guidance.
-        each: Drawings that each of those eight asks for in a turn; so many by default that beginning and end, when fewer
-            than eight are under way, count little.
+        each: Drawings that each of those eight asks for in a turn.
+        turns: Pairs of turns, after one that is not counted.
 
     Raises:
         ServingError: The server does not answer with a picture.
@@ -45,9 +46,9 @@ def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: i
         **asdict(options),
     }
 
-    def draw_some(client_index: int) -> None:
-        for turn in range(each):
-            reply = client.post("/v1/images/generations", json={**body, "seed": each * client_index + turn})
+    def draw_some(caller: int) -> None:
+        for seed in range(each * caller, each * (caller + 1)):
+            reply = client.post("/v1/images/generations", json={**body, "seed": seed})
             if reply.status_code != httpx.codes.OK:
                 raise ServingError(
                     f"expected a picture from {url}, found status {reply.status_code}: {reply.text[:200]}"
@@ -56,24 +57,28 @@ def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: i
     def request(seed: int) -> Request:
         return engine.door.generate(str(body["prompt"]), size=(height, width), options=options, seed=seed, replay="off")
 
-    over_http, in_process = [], []
-    with ThreadPoolExecutor(_CONCURRENCY) as pool, httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client:
-        for turn in range(_ROUNDS + 1):
-            started = time.perf_counter()
-            list(pool.map(draw_some, range(_CONCURRENCY)))
-            between = time.perf_counter()
-            _run_in_process(engine, [request(seed) for seed in range(_CONCURRENCY * each)])
+    async def draw_some_here(caller: int) -> None:
+        for seed in range(each * caller, each * (caller + 1)):
+            await worker.run(request(seed))
+
+    async def draw_here() -> None:
+        await asyncio.gather(*map(draw_some_here, range(_CONCURRENCY)))
+
+    with (
+        ThreadPoolExecutor(_CONCURRENCY) as pool,
+        httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client,
+        closing(EngineWorker(engine)) as worker,
+    ):
+        overheads = []
+        for turn in range(1 + turns):
+            over_http = _seconds(lambda: list(pool.map(draw_some, range(_CONCURRENCY))))
+            in_process = _seconds(lambda: asyncio.run(draw_here()))
             if turn:
-                over_http.append(between - started)
-                in_process.append(time.perf_counter() - between)
-    return round(statistics.median(over_http) / statistics.median(in_process) - 1, 4)
+                overheads.append(round(over_http / in_process - 1, 4))
+    return overheads
 
 
-def _run_in_process(engine: Engine, requests: Sequence[Request]) -> None:
-    """Keep `_CONCURRENCY` requests under way until all are done."""
-    waiting, running = deque(requests), list[Ticket]()
-    while waiting or running:
-        running = [ticket for ticket in running if not ticket.is_done]
-        while waiting and len(running) < _CONCURRENCY:
-            running.append(engine.submit(waiting.popleft()))
-        engine.step()
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

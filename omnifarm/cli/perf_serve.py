@@ -110,11 +110,12 @@ def measure_serve(plan: ServePlan) -> dict[str, Any]:
         people.print(f"measuring {plan.residents} residents against one")
         loss = bench.resident_loss()
         report["resident_10k_loss"], report["resident_10k_computing_loss"] = loss["wall"], loss["computing"]
-        report["http_overhead"] = None
+        report["http_overhead"], report["http_overheads"] = None, None
         if plan.url:
             from omnifarm.cli.perf_http import http_overhead
 
-            report["http_overhead"] = http_overhead(plan.url, engine=bench.engine, options=bench.options("images"))
+            overheads = http_overhead(plan.url, engine=bench.engine, options=bench.options("images"))
+            report["http_overhead"], report["http_overheads"] = round(statistics.median(overheads), 4), overheads
     return report
 
 
