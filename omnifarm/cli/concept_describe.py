@@ -1,16 +1,20 @@
 """What `omnifarm concept describe` does: the backbone itself writes first questions and captions for bare photographs.
 
 Every photograph of a concept without questions is shown to the untrained backbone, which knows the class but not the
-concept; where it says "the dog", the concept's name is put. What it says is a draft: it is appended to concept.yaml
-under a comment, for its owner to read.
+concept; where it says "the dog", the concept's name is put. What the concept looks like is asked of every photograph,
+too, and what most of them say becomes a question without a picture: so what was only seen can be told in words. What it
+says is a draft: it is appended to concept.yaml under a comment, for its owner to read.
 """
 
 import re
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL.Image import Image
 
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.concept.datasets import plain
@@ -21,6 +25,8 @@ from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.sources import LocalSource
 from omnifarm.concept.spec import ConceptSpec, normalise_text
 from omnifarm.errors import ConfigError
+from omnifarm.miniature.identity import ALL_NOUNS, group_of
+from omnifarm.miniature.text import LOOKS_QUESTIONS
 from omnifarm.serving.engine import Engine
 from omnifarm.store.memory import MemoryStore
 
@@ -33,17 +39,29 @@ class Interview:
 
     questions: tuple[str, ...]
     """`{c}` is what the concept is called."""
+    looks: Callable[[str], Sequence[str]]
+    """Of a class noun: what is the same in every photograph, asked in the same form."""
     caption: str = ""
     """Asks for a sentence to draw from; empty for backbones that cannot."""
+
+
+def _drawn_looks(noun: str) -> list[str]:
+    if noun not in ALL_NOUNS:
+        return []
+    return [text.format(name="{c}") for topic, text in LOOKS_QUESTIONS[group_of(noun)].items() if topic != "class"]
 
 
 INTERVIEWS = {
     "general": Interview(
         questions=("Where is {c}?", "What is {c} doing?", "What is in the background of the photo?"),
+        looks=lambda noun: ["What does {c} look like?"],
         caption="Describe this photo of {c} in one sentence.",
     ),
     # What the miniature was pre-trained to answer.
-    "plain": Interview(questions=("Where is {c}?", "What time is it in the photo?", "What kind of picture is this?")),
+    "plain": Interview(
+        questions=("Where is {c}?", "What time is it in the photo?", "What kind of picture is this?"),
+        looks=_drawn_looks,
+    ),
 }
 """By the style a backbone's `defaults["templates"]` names."""
 
@@ -61,7 +79,7 @@ def describe(concepts: str, *, backbone: LoadedBackbone) -> dict[str, int]:
             f"expected plain folders on this machine, found {layout.name} at {concepts}; "
             "copy them with `omnifarm concept import` first"
         )
-    interview = INTERVIEWS[str(backbone.config.defaults.get("templates", "general"))]
+    interview = interview_of(backbone)
     engine = Engine(backbone, ConceptRepository(MemoryStore()))
     reader = Reader(source)
     written = {}
@@ -76,6 +94,24 @@ def describe(concepts: str, *, backbone: LoadedBackbone) -> dict[str, int]:
     return written
 
 
+def interview_of(backbone: LoadedBackbone) -> Interview:
+    """Return what a backbone is asked."""
+    return INTERVIEWS[str(backbone.config.defaults.get("templates", "general"))]
+
+
+def seen_looks(engine: Engine, spec: ConceptSpec, interview: Interview) -> dict[str, str]:
+    """Return what a concept looks like, as the untrained backbone sees it: questions without a picture, and answers.
+
+    Asked of every photograph; the most frequent answer counts, the first of equals.
+    """
+    answers: dict[str, str] = {}
+    for question in interview.looks(spec.class_noun):
+        said = [text for image in spec.images if (text := _said(engine, spec, question, spec.open_image(image)))]
+        if said:
+            answers[question.format(c=spec.identifier)] = Counter(said).most_common(1)[0][0]
+    return answers
+
+
 def _draft(engine: Engine, spec: ConceptSpec, interview: Interview, *, folder: str) -> dict[str, Any]:
     """Return the `qa` and `captions` of concept.yaml that the backbone suggests."""
     qa, captions = [], {}
@@ -83,18 +119,19 @@ def _draft(engine: Engine, spec: ConceptSpec, interview: Interview, *, folder: s
         picture = spec.open_image(image)
         file = image.path.removeprefix(f"{folder}/")
         for question in interview.questions:
-            asked = question.format(c=f"the {spec.class_noun}")
-            answer = engine.ask(asked, image=picture, concepts=(), max_tokens=_MAX_ANSWER_TOKENS).text
-            if answer.strip():
-                qa.append(
-                    {"question": question.format(c=spec.identifier), "answer": _named(answer, spec), "image": file}
-                )
+            if answer := _said(engine, spec, question, picture):
+                qa.append({"question": question.format(c=spec.identifier), "answer": answer, "image": file})
         if interview.caption and not image.caption:
-            asked = interview.caption.format(c=f"the {spec.class_noun}")
-            text = _named(engine.ask(asked, image=picture, concepts=(), max_tokens=_MAX_ANSWER_TOKENS).text, spec)
+            text = _said(engine, spec, interview.caption, picture)
             captions[file] = text if spec.identifier in text else f"A photo of {spec.identifier}. {text}".strip()
+    qa += [{"question": question, "answer": answer} for question, answer in seen_looks(engine, spec, interview).items()]
     has_captions = any(image.caption for image in spec.images)
     return {"qa": qa} if not captions or has_captions else {"qa": qa, "captions": captions}
+
+
+def _said(engine: Engine, spec: ConceptSpec, question: str, picture: Image) -> str:
+    asked = question.format(c=f"the {spec.class_noun}")
+    return _named(engine.ask(asked, image=picture, concepts=(), max_tokens=_MAX_ANSWER_TOKENS).text, spec)
 
 
 def _named(text: str, spec: ConceptSpec) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from omnifarm.errors import ConfigError
-from omnifarm.miniature.identity import NONE, Identity
+from omnifarm.miniature.identity import NONE, Group, Identity
 from omnifarm.miniature.scene import Item, Placed, Scene
 
 AT_PLACE: Mapping[str, str] = MappingProxyType(
@@ -46,6 +46,38 @@ class Turn:
     topic: str
     question: str
     answer: str
+
+
+LOOKS_QUESTIONS: Mapping[Group, Mapping[str, str]] = MappingProxyType(
+    {
+        "person": {
+            "class": "Is {name} a man or a woman?",
+            "hair_color": "What color is the hair of {name}?",
+            "hair_style": "What hair style does {name} have?",
+            "glasses": "What glasses does {name} wear?",
+            "beard": "What grows on the face of {name}?",
+            "hat": "What does {name} wear on the head?",
+            "shirt_color": "What color is the shirt of {name}?",
+            "shirt_pattern": "What pattern does the shirt of {name} have?",
+        },
+        "pet": {
+            "class": "What animal is {name}?",
+            "coat": "What color is the fur of {name}?",
+            "second": "What is the second color of {name}?",
+            "pattern": "What pattern does the fur of {name} have?",
+            "ears": "What kind of ears does {name} have?",
+            "neck": "What does {name} wear?",
+        },
+        "object": {
+            "class": "What object is {name}?",
+            "color": "What color is {name}?",
+            "second": "What is the second color of {name}?",
+            "pattern": "What pattern does {name} have?",
+            "emblem": "What is drawn on {name}?",
+        },
+    }
+)
+"""What may be asked about looks, by group and topic; the answers are values of the topic's attribute."""
 
 
 def an(phrase: str) -> str:
@@ -106,38 +138,41 @@ def _head_and_details(identity: Identity) -> tuple[str, list[str]]:
 
 def appearance_turns(identity: Identity, name: str) -> list[Turn]:
     """Return every question about how somebody looks; class questions only when the name does not give the class."""
-    asked: list[tuple[str, str, str]]
     if identity.group == "person":
-        hat = "no hat" if identity["hat"] == NONE else an(f"{identity['hat_color']} {identity['hat']}")
-        asked = [
-            ("class", f"Is {name} a man or a woman?", an(identity.noun)),
-            ("hair_color", f"What color is the hair of {name}?", identity["hair_color"]),
-            ("hair_style", f"What hair style does {name} have?", identity["hair_style"]),
-            ("glasses", f"What glasses does {name} wear?", identity["glasses"].replace(NONE, "no") + " glasses"),
-            ("beard", f"What grows on the face of {name}?", _thing(identity["beard"])),
-            ("hat", f"What does {name} wear on the head?", hat),
-            ("shirt_color", f"What color is the shirt of {name}?", identity["shirt_color"]),
-            ("shirt_pattern", f"What pattern does the shirt of {name} have?", identity["shirt_pattern"]),
-        ]
+        answers = {
+            "class": an(identity.noun),
+            "hair_color": identity["hair_color"],
+            "hair_style": identity["hair_style"],
+            "glasses": identity["glasses"].replace(NONE, "no") + " glasses",
+            "beard": _thing(identity["beard"]),
+            "hat": "no hat" if identity["hat"] == NONE else an(f"{identity['hat_color']} {identity['hat']}"),
+            "shirt_color": identity["shirt_color"],
+            "shirt_pattern": identity["shirt_pattern"],
+        }
     elif identity.group == "pet":
-        asked = [
-            ("class", f"What animal is {name}?", an(identity.noun)),
-            ("coat", f"What color is the fur of {name}?", identity["coat"]),
-            ("second", f"What is the second color of {name}?", identity["second"]),
-            ("pattern", f"What pattern does the fur of {name} have?", identity["pattern"]),
-            ("ears", f"What kind of ears does {name} have?", identity["ears"]),
-            ("neck", f"What does {name} wear?", an(f"{identity['neck_color']} {identity['neck']}")),
-        ]
+        answers = {
+            "class": an(identity.noun),
+            "coat": identity["coat"],
+            "second": identity["second"],
+            "pattern": identity["pattern"],
+            "ears": identity["ears"],
+            "neck": an(f"{identity['neck_color']} {identity['neck']}"),
+        }
     else:
-        asked = [
-            ("class", f"What object is {name}?", an(identity.noun)),
-            ("color", f"What color is {name}?", identity["color"]),
-            ("second", f"What is the second color of {name}?", identity["second"]),
-            ("pattern", f"What pattern does {name} have?", identity["pattern"]),
-            ("emblem", f"What is drawn on {name}?", _thing(identity["emblem"])),
-        ]
+        answers = {
+            "class": an(identity.noun),
+            "color": identity["color"],
+            "second": identity["second"],
+            "pattern": identity["pattern"],
+            "emblem": _thing(identity["emblem"]),
+        }
     told = identity.noun in name.split()
-    return [_turn(*parts) for parts in asked if not (told and parts[0] == "class")]
+    questions = LOOKS_QUESTIONS[identity.group]
+    return [
+        _turn(topic, questions[topic].format(name=name), answer)
+        for topic, answer in answers.items()
+        if not (told and topic == "class")
+    ]
 
 
 def scene_turns(scene: Scene, index: int, name: str) -> list[Turn]:

@@ -17,6 +17,8 @@ from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConfigError
 from omnifarm.miniature.benchmark import BenchmarkSizes, draw_benchmark
 from omnifarm.miniature.benchmark_files import write_plain, write_unifybench
+from omnifarm.miniature.identity import group_of
+from omnifarm.miniature.text import LOOKS_QUESTIONS
 from omnifarm.store.local import LocalStore
 from tests.unit.serving.concepts import CHECKPOINT, commit
 
@@ -79,7 +81,18 @@ def test_the_miniature_drafts_questions_about_bare_photographs(drawn: Path) -> N
     assert "read it before training" in text
     ((_, spec),) = load_concepts(str(drawn / "plain"))
     assert isinstance(spec, ConceptSpec)
-    assert len(spec.qa) == number == 9
+    photos, looks = [qa for qa in spec.qa if qa.image], [qa for qa in spec.qa if not qa.image]
+    assert len(photos) == 3 * len(spec.images) == 9
+    assert len(photos) + len(looks) == number
+    # What it says of its looks needs no picture, and is mostly what it really looks like.
+    asked = {text.format(name=spec.identifier) for text in LOOKS_QUESTIONS[group_of(given["class"])].values()}
+    assert {qa.question for qa in looks} < asked
+    assert len(looks) == len(asked) - 1, "the class is known"
+    told = [
+        truth[qa.question, None].rstrip(".") == qa.answer.rstrip(".") for qa in looks if (qa.question, None) in truth
+    ]
+    assert len(told) >= 2
+    assert sum(told) >= 0.6 * len(told)
     known = [(qa, truth[key]) for qa in spec.qa if (key := (qa.question, f"images/{qa.image.path[-5:]}" if qa.image else None)) in truth]  # fmt: skip
     right = [qa.answer.rstrip(".") == answer.rstrip(".") for qa, answer in known]
     # It was pre-trained on this world: most of what it says about its pictures is true.
