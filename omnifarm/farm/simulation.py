@@ -72,6 +72,8 @@ class _Lane:
 class _Worker:
     name: str
     cell: "_Cell"
+    queue: JobQueue
+    """Of its own: a queue remembers when it last looked for leases that ran out, and each worker looks for itself."""
     lanes: list[_Lane] = field(default_factory=list)
     seen_s: float = 0.0
     beat_s: float = 0.0
@@ -102,7 +104,7 @@ class Simulation:
         self._chance = random.Random(config.seed)
         self._clock = EventClock()
         self.store = SimulatedStore()
-        self._queue = JobQueue(self.store, clock=self._clock, events=_Quiet(), chance=self._chance)
+        self._queue = self._new_queue()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._names = itertools.count()
@@ -143,6 +145,9 @@ class Simulation:
         for node in list(self._up):
             self._count_node(node)
         return self._report()
+
+    def _new_queue(self) -> JobQueue:
+        return JobQueue(self.store, clock=self._clock, events=_Quiet(), chance=self._chance)
 
     def _at(self, delay_s: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self._clock.time_s + delay_s, next(self._order), act))
@@ -213,7 +218,7 @@ class Simulation:
 
     def _start_cell(self, node: int, size: int) -> None:
         cell = _Cell(node, [])
-        cell.workers = [_Worker(f"w{next(self._names)}", cell) for _ in range(size)]
+        cell.workers = [_Worker(f"w{next(self._names)}", cell, self._new_queue()) for _ in range(size)]
         self._cells[node] = cell
         self._loading_s += self._config.start_s * size
         for worker in cell.workers:
@@ -273,7 +278,7 @@ class Simulation:
         self.store.note("list", shared=CONTROL)
         free, leased = settings.lanes - len(worker.lanes), list[JobRecord]()
         if free:
-            leased = self._queue.lease_next(worker.name, pool=_POOL, ttl_s=settings.lease_s, max=free)
+            leased = worker.queue.lease_next(worker.name, pool=_POOL, ttl_s=settings.lease_s, max=free)
             # While all lanes are taken, looks change nothing, and those since the last turn are made up for.
             worker.look_at_s = now_s
         for record in leased:
@@ -283,7 +288,7 @@ class Simulation:
         worker.wait_s = min(max(settings.poll_s, again_s), max(settings.poll_s, settings.lease_s / 4))
         worker.look_at_s += worker.wait_s
         if not worker.lanes:
-            self._queue.is_drained(_POOL)
+            worker.queue.is_drained(_POOL)
 
     def _next_s(self, worker: _Worker) -> float:
         config, now_s = self._config, self._clock.time_s

@@ -20,6 +20,17 @@ def test_a_small_farm_in_bad_weather_commits_everything_once_and_says_what_it_co
     assert fair["hours"] * 3600 == pytest.approx(150 + 2 * 200, abs=36)
 
 
+def test_every_worker_looks_for_leases_that_ran_out() -> None:
+    """What a failure ended is taken up by workers that have nothing else, soon after its leases are over."""
+    rare = WorkerSettings(lanes=8, lease_s=1200, heartbeat_s=400, checkpoint_s=300)
+    settings = {"concepts": 768, "gpus": 48, "preemption_h": 1000, "worker": rare}
+    calm = Simulation(SimulationConfig(**settings, seed=3)).run()
+    struck = Simulation(SimulationConfig(**settings, mtbf_h=40, seed=2)).run()
+    assert (calm["faults"], struck["faults"]) == ({}, {"failure": 1})
+    # A lease, and what was not saved, come on top.
+    assert struck["hours"] - calm["hours"] < (1200 + 300) / 3600
+
+
 def test_the_settings_of_the_workers_are_those_that_are_simulated() -> None:
     rare = WorkerSettings(lanes=8, lease_s=1200, heartbeat_s=heartbeat_for(1200), checkpoint_s=300)
     often = Simulation(SimulationConfig(concepts=64, gpus=8, steps=1000)).run()
