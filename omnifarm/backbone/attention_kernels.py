@@ -78,7 +78,8 @@ class MaskedMatmul:
         if any(group.query_rows is None or group.key_rows is None for group in plan.groups):
             raise ConfigError("masked matmul attention needs a plan whose groups name their rows")
         self._sizes = [(group.query_rows, group.key_rows) for group in plan.groups]
-        head = torch.arange(num_heads, device=plan.restore.device if plan.restore is not None else None)
+        rows = plan.groups[0].query_rows if plan.groups else None
+        head = torch.arange(num_heads, device=None if rows is None else rows.device)
         key_head = torch.div(head, num_heads // num_key_heads, rounding_mode="floor")
         self._queries = [_per_head(query, head, num_heads) for query, _ in self._sizes if query is not None]
         self._keys = [_per_head(key, key_head, num_key_heads) for _, key in self._sizes if key is not None]
@@ -278,7 +279,7 @@ def _per_head(rows_BL: Tensor, head_H: Tensor, num_heads: int) -> Tensor:
 
 def _restored(plan: AttentionPlan, head_H: Tensor) -> Tensor:
     """Return (N * H,): for every query row and head its place in the groups' concatenated outputs."""
-    if plan.restore is None or not plan.groups:
+    if not plan.groups:
         return head_H[:0]
     num_heads, starts, lengths, place = len(head_H), [], [], 0
     for group in plan.groups:
@@ -290,7 +291,9 @@ def _restored(plan: AttentionPlan, head_H: Tensor) -> Tensor:
         )
         lengths.append(torch.full((batch * longest,), longest, device=head_H.device))
         place += batch * longest
-    start, length = torch.cat(starts)[plan.restore], torch.cat(lengths)[plan.restore]
+    start, length = torch.cat(starts), torch.cat(lengths)
+    if plan.restore is not None:
+        start, length = start[plan.restore], length[plan.restore]
     return (start[:, None] + length[:, None] * head_H).flatten()
 
 

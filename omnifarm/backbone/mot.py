@@ -66,7 +66,8 @@ class MoTModel(nn.Module):
         self.compiled = False
         """Fuse what surrounds attention with torch.compile: for long runs, since it first compiles for a minute."""
         self.attention_kernel: str | None = None
-        """A name in `attention_kernels.KERNELS`; None takes the usual one for the pass."""
+        """A name in `attention_kernels.KERNELS`, for passes on their own; None takes the usual one, as passes behind a
+        store always do: a kernel chosen for training need not know their plans."""
 
     def forward(
         self,
@@ -96,11 +97,12 @@ class MoTModel(nn.Module):
         tables = self.rotary(positions, counts=counts, dtype=hidden_ND.dtype)
         slices = torch.split(hidden_ND, counts)
         touch = self.touch_every_parameter or not len(hidden_ND)
-        attention = self._prepared(plan, hidden_ND)
+        kernel = self.attention_kernel if store is None else None
+        attention = self._prepared(plan, hidden_ND, kernel=kernel)
         for index, layer in enumerate(self.layers):
             wanted = outputs if index == len(self.layers) - 1 else None
             if wanted is not None:
-                attention = self._prepared(wanted.plan, hidden_ND)
+                attention = self._prepared(wanted.plan, hidden_ND, kernel=kernel)
             inputs = (slices, tables, attention, store, touch, self.compiled, wanted)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 slices = checkpoint(layer, *inputs, use_reentrant=False)
@@ -108,14 +110,14 @@ class MoTModel(nn.Module):
                 slices = layer(*inputs)
         return torch.cat((self.norm(slices[0]), self.norm_moe_gen(slices[1])))
 
-    def _prepared(self, plan: AttentionPlan, hidden_ND: Tensor) -> Attention:
+    def _prepared(self, plan: AttentionPlan, hidden_ND: Tensor, *, kernel: str | None) -> Attention:
         return prepare_attention(
             plan,
             num_heads=self.num_heads,
             num_key_heads=self.num_key_heads,
             like=hidden_ND,
             needs_gradient=torch.is_grad_enabled() and hidden_ND.requires_grad,
-            kernel=self.attention_kernel,
+            kernel=kernel,
         )
 
     def rotary(self, positions: Tensor, *, counts: list[int], dtype: torch.dtype) -> tuple[RotaryTables, ...]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from omnifarm.backbone import varlen_attention
-from omnifarm.backbone.attention import AttentionPlan, Visibility, plan_attention
+from omnifarm.backbone.attention import AttentionGroup, AttentionPlan, Visibility, plan_attention
 from omnifarm.backbone.attention_kernels import KERNELS, MaskedMatmul, fastest_kernel, prepare_attention
 from omnifarm.backbone.step import plan_rows
 from omnifarm.errors import ConfigError
@@ -46,6 +46,25 @@ def operands(key_heads: int) -> list[torch.Tensor]:
 def gradients(mixed: torch.Tensor, parts: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     weights = torch.linspace(0.5, 1.5, mixed.numel()).view_as(mixed)
     return torch.autograd.grad((mixed * weights).sum(), parts)
+
+
+@pytest.mark.parametrize("name", ["matmul", "fused"])
+def test_a_plan_whose_rows_are_in_order_needs_no_map_back(name: str) -> None:
+    """Texts decoded together: one query each, against rooms of different lengths."""
+    rooms = [torch.tensor([0, 1, 2]), torch.tensor([3]), torch.tensor([4, 5])]
+    key_rows = torch.nn.utils.rnn.pad_sequence(rooms, batch_first=True)
+    visible = torch.arange(3) < torch.tensor([[3], [1], [2]])
+    group = AttentionGroup(query_rows=torch.arange(3)[:, None], key_rows=key_rows, mask=visible[:, None, None])
+    query, key, value = (rows.detach()[:6] for rows in operands(2))
+    attention = prepare_attention(
+        AttentionPlan(groups=(group,), restore=None),
+        num_heads=4, num_key_heads=2, like=query, needs_gradient=False, kernel=name,
+    )  # fmt: skip
+    found = attention(query[:3], key, value)
+    for index, room in enumerate(rooms):
+        scores = torch.einsum("hd,khd->hk", query[index], key[room].repeat_interleave(2, dim=1)) / 4.0
+        mixed = torch.einsum("hk,khd->hd", scores.softmax(-1), value[room].repeat_interleave(2, dim=1))
+        torch.testing.assert_close(found[index], mixed.flatten(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
