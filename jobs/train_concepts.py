@@ -37,7 +37,7 @@ from omnifarm.store.probe import probe_conditional_writes
 from omnifarm.training.compiling import compiling_pays
 from omnifarm.training.precision import weights_dtype
 from omnifarm.training.sharded_backbone import weights_bytes
-from omnifarm.training.sharding import least_workers
+from omnifarm.training.sharding import least_workers, require_shareable
 
 
 def main(
@@ -115,6 +115,8 @@ def main(
         probe_conditional_writes(opened)
         queue = JobQueue(opened, clock=clock)
         chosen = inspect_backbone(backbone, overrides=overrides)
+        if sharding in ("zero3", "fsdp2"):
+            require_shareable(chosen.recipe)
         records = submit_concepts(
             place,
             queue=queue,

@@ -6,31 +6,24 @@ too, and what most of them say becomes a question without a picture: so what was
 says is a draft: it is appended to concept.yaml under a comment, for its owner to read.
 """
 
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL.Image import Image
 
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.concept.datasets import plain
 from omnifarm.concept.datasets.load import open_place
+from omnifarm.concept.prepared import PreparedImages
 from omnifarm.concept.problems import Problems
 from omnifarm.concept.reading import Reader
-from omnifarm.concept.repository import ConceptRepository
+from omnifarm.concept.samples import templates_of
+from omnifarm.concept.self_description import said_of, seen_looks
 from omnifarm.concept.sources import LocalSource
-from omnifarm.concept.spec import ConceptSpec, normalise_text
+from omnifarm.concept.spec import ConceptSpec
+from omnifarm.concept.templates import generated_questions
 from omnifarm.errors import ConfigError
-from omnifarm.miniature.identity import ALL_NOUNS, group_of
-from omnifarm.miniature.text import LOOKS_QUESTIONS
-from omnifarm.serving.engine import Engine
-from omnifarm.store.memory import MemoryStore
-
-_MAX_ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,28 +32,18 @@ class Interview:
 
     questions: tuple[str, ...]
     """`{c}` is what the concept is called."""
-    looks: Callable[[str], Sequence[str]]
-    """Of a class noun: what is the same in every photograph, asked in the same form."""
     caption: str = ""
-    """Asks for a sentence to draw from; empty for backbones that cannot."""
-
-
-def _drawn_looks(noun: str) -> list[str]:
-    if noun not in ALL_NOUNS:
-        return []
-    return [text.format(name="{c}") for topic, text in LOOKS_QUESTIONS[group_of(noun)].items() if topic != "class"]
+    """Asks for a sentence to draw from, in the same form; empty for backbones that cannot."""
 
 
 INTERVIEWS = {
     "general": Interview(
         questions=("Where is {c}?", "What is {c} doing?", "What is in the background of the photo?"),
-        looks=lambda noun: ["What does {c} look like?"],
         caption="Describe this photo of {c} in one sentence.",
     ),
     # What the miniature was pre-trained to answer.
     "plain": Interview(
         questions=("Where is {c}?", "What time is it in the photo?", "What kind of picture is this?"),
-        looks=_drawn_looks,
     ),
 }
 """By the style a backbone's `defaults["templates"]` names."""
@@ -79,67 +62,39 @@ def describe(concepts: str, *, backbone: LoadedBackbone) -> dict[str, int]:
             f"expected plain folders on this machine, found {layout.name} at {concepts}; "
             "copy them with `omnifarm concept import` first"
         )
-    interview = interview_of(backbone)
-    engine = Engine(backbone, ConceptRepository(MemoryStore()))
+    images = PreparedImages(backbone)
     reader = Reader(source)
     written = {}
     for folder in plain.folders(source):
         spec = plain.read(reader, folder, Problems())
         if spec is None or spec.qa:
             continue
-        draft = _draft(engine, spec, interview, folder=folder)
+        draft = _draft(spec, backbone=backbone, images=images, folder=folder)
         file = next(path for name in plain.FILE_NAMES if (path := source.root / folder / name).exists())
         _append(file, draft, author=backbone.fingerprint[:12])
         written[spec.name] = sum(map(len, draft.values()))
     return written
 
 
-def interview_of(backbone: LoadedBackbone) -> Interview:
-    """Return what a backbone is asked."""
-    return INTERVIEWS[str(backbone.config.defaults.get("templates", "general"))]
-
-
-def seen_looks(engine: Engine, spec: ConceptSpec, interview: Interview) -> dict[str, str]:
-    """Return what a concept looks like, as the untrained backbone sees it: questions without a picture, and answers.
-
-    Asked of every photograph; the most frequent answer counts, the first of equals.
-    """
-    answers: dict[str, str] = {}
-    for question in interview.looks(spec.class_noun):
-        said = [text for image in spec.images if (text := _said(engine, spec, question, spec.open_image(image)))]
-        if said:
-            answers[question.format(c=spec.identifier)] = Counter(said).most_common(1)[0][0]
-    return answers
-
-
-def _draft(engine: Engine, spec: ConceptSpec, interview: Interview, *, folder: str) -> dict[str, Any]:
+def _draft(spec: ConceptSpec, *, backbone: LoadedBackbone, images: PreparedImages, folder: str) -> dict[str, Any]:
     """Return the `qa` and `captions` of concept.yaml that the backbone suggests."""
+    interview = INTERVIEWS[str(backbone.config.defaults.get("templates", "general"))]
+    wants_captions = bool(interview.caption) and not any(image.caption for image in spec.images)
+    questions = [*interview.questions, *([interview.caption] if wants_captions else [])]
     qa, captions = [], {}
     for image in spec.images:
-        picture = spec.open_image(image)
         file = image.path.removeprefix(f"{folder}/")
-        for question in interview.questions:
-            if answer := _said(engine, spec, question, picture):
+        answers = said_of(spec, image, questions, backbone=backbone, images=images)
+        for question, answer in zip(interview.questions, answers, strict=False):
+            if answer:
                 qa.append({"question": question.format(c=spec.identifier), "answer": answer, "image": file})
-        if interview.caption and not image.caption:
-            text = _said(engine, spec, interview.caption, picture)
+        if wants_captions:
+            text = answers[-1]
             captions[file] = text if spec.identifier in text else f"A photo of {spec.identifier}. {text}".strip()
-    qa += [{"question": question, "answer": answer} for question, answer in seen_looks(engine, spec, interview).items()]
-    has_captions = any(image.caption for image in spec.images)
-    return {"qa": qa} if not captions or has_captions else {"qa": qa, "captions": captions}
-
-
-def _said(engine: Engine, spec: ConceptSpec, question: str, picture: Image) -> str:
-    asked = question.format(c=f"the {spec.class_noun}")
-    return _named(engine.ask(asked, image=picture, concepts=(), max_tokens=_MAX_ANSWER_TOKENS).text, spec)
-
-
-def _named(text: str, spec: ConceptSpec) -> str:
-    """Put the concept's name where the first "a dog" or "the dog" stands."""
-    text = re.sub(
-        rf"\b(a|an|the|this) {re.escape(spec.class_noun)}\b", spec.identifier, text, count=1, flags=re.IGNORECASE
-    )
-    return normalise_text(text, name=spec.name)
+    looks = seen_looks(spec, templates_of(backbone).looks(spec.class_noun), backbone=backbone, images=images)
+    # Questions without a picture replace those that would be made from its facts, so these are written down, too.
+    qa += [{"question": question, "answer": answer} for question, answer in (*generated_questions(spec), *looks)]
+    return {"qa": qa, "captions": captions} if captions else {"qa": qa}
 
 
 def _append(file: Path, draft: dict[str, Any], *, author: str) -> None:

@@ -55,9 +55,6 @@ def evaluate(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; as many as there are cores.")] = None,
     backbone: Annotated[str, typer.Option(help="The miniature, or a folder in its layout.")] = "miniature",
     baselines: Annotated[bool, typer.Option(help="Measure prompting baselines too.")] = True,
-    described: Annotated[
-        bool, typer.Option(help="Let concepts also learn how the backbone itself describes their photos.")
-    ] = False,
     json: Json = False,
 ) -> None:
     """Learn a fresh benchmark with the default recipe and measure answers, drawings, replay and edits.
@@ -86,7 +83,6 @@ def evaluate(
         overrides={"steps": steps, **json_object(recipe, what="--recipe")},
         backbone=backbone,
         baselines=baselines,
-        described=described,
     )
     report = run(plan, workers=workers or default_workers())
     (out / "report.json").write_text(json_text(report), encoding="utf-8")

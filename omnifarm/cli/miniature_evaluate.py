@@ -9,20 +9,17 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from queue import Queue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from omnifarm.cli.output import people
 from omnifarm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from omnifarm.concept.spec import ConceptSpec
 
 _EDITS = "edit_"
 _BOOTSTRAPS = 2000
@@ -50,8 +47,6 @@ class EvaluationPlan:
     """Concepts in one forward pass."""
     baselines: bool = True
     """Whether to measure the baselines too."""
-    described: bool = False
-    """Whether concepts also learn what the untrained backbone says they look like; see `concept_describe.seen_looks`."""
 
 
 def evaluate(plan: EvaluationPlan, *, workers: int) -> dict[str, Any]:
@@ -181,8 +176,6 @@ def _learn(plan: EvaluationPlan, names: Sequence[str], ticks: "Queue[tuple[str, 
         if name in names:
             assert isinstance(spec, ConceptSpec), spec
             specs[name] = spec
-    if plan.described:
-        specs = _with_looks(specs, plan.backbone)
     ticks.put(("total learning", recipe.steps * len(specs)))
     for name, spec in specs.items():
         bench.trainer.add(bench.lane(spec, recipe=recipe, identity=f"evaluation-{name}"))
@@ -192,26 +185,6 @@ def _learn(plan: EvaluationPlan, names: Sequence[str], ticks: "Queue[tuple[str, 
             done = bench.finish(lane, spec=specs[lane.name], identity=f"evaluation-{lane.name}")
             repository.commit(done.manifest, done.soft_tokens)
         ticks.put(("learning", active))
-
-
-def _with_looks(specs: Mapping[str, "ConceptSpec"], backbone: str) -> dict[str, "ConceptSpec"]:
-    """Return the concepts with questions about their looks that they did not have, answered by the backbone itself."""
-    from omnifarm.backbone.weights import load_backbone
-    from omnifarm.cli.concept_describe import interview_of, seen_looks
-    from omnifarm.concept.repository import ConceptRepository
-    from omnifarm.concept.spec import QA
-    from omnifarm.serving.engine import Engine
-    from omnifarm.store.memory import MemoryStore
-
-    loaded = load_backbone(backbone)
-    engine = Engine(loaded, ConceptRepository(MemoryStore()))
-    described = {}
-    for name, spec in specs.items():
-        asked = {qa.question for qa in spec.qa if qa.image is None}
-        looks = seen_looks(engine, spec, interview_of(loaded))
-        new = [QA(question=q, answer=a) for q, a in looks.items() if q not in asked]
-        described[name] = replace(spec, qa=(*spec.qa, *new))
-    return described
 
 
 def _summary(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:

@@ -190,9 +190,10 @@ def _prepare(specs: list[ConceptSpec], backbone: LoadedBackbone) -> tuple[Prepar
 def _lanes(
     specs: list[ConceptSpec], *, backbone: LoadedBackbone, images: PreparedImages, steps: int, is_split: bool
 ) -> list[Lane]:
-    recipe = TrainingRecipe.from_json(
-        {**backbone.config.defaults.get("recipe", {}), "precision": precision_of(backbone.model), "steps": steps}
-    )
+    usual = TrainingRecipe.from_json(backbone.config.defaults.get("recipe", {}))
+    # Steps are compared: what a backbone of another precision says of the photographs must not make other samples.
+    changed = {"precision": precision_of(backbone.model), "steps": steps, "is_self_described": False}
+    recipe = usual.with_overrides(changed)
     layout = SoftTokenLayout.of_recipe(recipe)
     lanes = []
     for spec in specs:

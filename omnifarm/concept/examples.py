@@ -56,18 +56,28 @@ class ExampleSampler:
         spec: The concept.
         recipe: Batch size, shares of the tasks and seed.
         templates: Sentences in the backbone's style.
+        looks: Questions without a picture, and answers, besides the concept's own; left out where it has the question.
 
     Raises:
         ConceptError: Nothing can be learned under this recipe (a task has all the weight and no data).
     """
 
-    def __init__(self, spec: ConceptSpec, *, recipe: TrainingRecipe, templates: Templates = GENERAL) -> None:
+    def __init__(
+        self,
+        spec: ConceptSpec,
+        *,
+        recipe: TrainingRecipe,
+        templates: Templates = GENERAL,
+        looks: Sequence[tuple[str, str]] = (),
+    ) -> None:
         self.spec = spec
         self._recipe = recipe
         self._templates = templates
         self._present, self._absent = _recognition_pools(spec)
         self._vqa = [qa for qa in spec.qa if qa.kind == "vqa" and qa.image is not None]
-        self._text = [(qa.question, qa.answer) for qa in spec.qa if qa.kind == "text"] or generated_questions(spec)
+        given = [(qa.question, qa.answer) for qa in spec.qa if qa.kind == "text"] or generated_questions(spec)
+        known = {question for question, _ in given}
+        self._text = given + [pair for pair in looks if pair[0] not in known]
         asked = {qa.image.digest for qa in self._vqa if qa.image is not None}
         # A picture that is read for one question is read for both; possible where questions reach every photo.
         self._pairs_questions = all(one.image.digest in asked for one in self._present)
@@ -75,8 +85,7 @@ class ExampleSampler:
         self._understanding = [
             name
             for name, pool in (
-                # Asked only when both answers occur: a model that hears only Yes learns to say Yes.
-                ("recognition", self._present and self._absent),
+                ("recognition", can_ask_recognition(spec)),
                 ("vqa", self._vqa),
                 ("text", self._text),
             )
@@ -175,6 +184,11 @@ class ExampleSampler:
             last, more = self._counts[-1], self._shares.num_samples_at(len(self._counts) - 1)
             self._counts.append({task: last[task] + more[task] for task in TASKS})
         return self._counts[step]
+
+
+def can_ask_recognition(spec: ConceptSpec) -> bool:
+    """Say whether both answers occur: a model that hears only Yes learns to say Yes."""
+    return all(_recognition_pools(spec))
 
 
 def _recognition_pools(spec: ConceptSpec) -> tuple[list[_Shown], list[list[_Shown]]]:

@@ -79,6 +79,8 @@ class TrainingRecipe:
     """Soft tokens of the generation expert (N_g)."""
     is_coupled: bool = False
     """Send all soft tokens through the understanding expert: the ablation without decoupling."""
+    is_self_described: bool = False
+    """Ask the frozen backbone first what the photographs show, and teach its answers, too, as questions without a picture."""
     init: Init = "zero"
     """Start of the soft tokens: all zero; N(0, init_std); the class noun's mean embedding + N(0, init_std); or centres
     of the photographs' own visual tokens + N(0, init_std)."""
@@ -126,8 +128,9 @@ class TrainingRecipe:
         for name, choices in (("init", get_args(Init)), ("precision", get_args(Precision)), ("keep", get_args(Keep))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"recipe: {name} must be one of {choices}, found {getattr(self, name)!r}")
-        if not isinstance(self.is_coupled, bool):
-            raise ConfigError(f"recipe: is_coupled must be true or false, found {self.is_coupled!r}")
+        for name in ("is_coupled", "is_self_described"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"recipe: {name} must be true or false, found {getattr(self, name)!r}")
         if bool(self.held_out_photos) != bool(self.held_out_every):
             raise ConfigError(
                 f"recipe: held_out_photos and held_out_every must both be set or both be 0, found "

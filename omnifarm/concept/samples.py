@@ -23,6 +23,7 @@ from omnifarm.concept.examples import Example, ExampleSampler
 from omnifarm.concept.prepared import PreparedImage, PreparedImages
 from omnifarm.concept.prompts import Tokenizer, system_prompt, target_text, user_text
 from omnifarm.concept.recipe import Task, TrainingRecipe
+from omnifarm.concept.self_description import seen_looks
 from omnifarm.concept.soft_tokens import SoftTokenLayout
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.concept.templates import STYLES, Templates
@@ -181,6 +182,8 @@ class ConceptSamples:
         backbone: Tokenizer and style of sentences.
         images: Prepared pictures, shared with other concepts.
         layout: Rows of the concept's table; the recipe's by default.
+        between: Called now and then while the backbone is asked about the photographs (`is_self_described`); what it
+            raises goes through.
 
     Raises:
         ConceptError: The recipe leaves nothing to learn.
@@ -195,13 +198,20 @@ class ConceptSamples:
         backbone: LoadedBackbone,
         images: PreparedImages,
         layout: SoftTokenLayout | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
         self.layout = layout or SoftTokenLayout.of_recipe(recipe)
         self._recipe = recipe
         self._images = images
         self._prompter = Prompter(tokenizer=backbone.tokenizer, layout=self.layout, identifier=spec.identifier)
-        self._sampler = ExampleSampler(spec, recipe=recipe, templates=templates_of(backbone))
+        templates = templates_of(backbone)
+        looks = (
+            seen_looks(spec, templates.looks(spec.class_noun), backbone=backbone, images=images, between=between)
+            if recipe.is_self_described
+            else ()
+        )
+        self._sampler = ExampleSampler(spec, recipe=recipe, templates=templates, looks=looks)
 
     def draw(self, step: int) -> list[ConceptSample]:
         """Return the samples of optimizer step `step` (0-based).

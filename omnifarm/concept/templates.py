@@ -5,9 +5,12 @@ it). `{c}` is the concept's identifier, `{class}` its class noun.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from omnifarm.concept.spec import ConceptSpec
+from omnifarm.miniature.identity import ALL_NOUNS, group_of
+from omnifarm.miniature.text import LOOKS_QUESTIONS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +33,8 @@ class Templates:
     """Drawn in turn."""
     captions: tuple[str, ...]
     """For photographs without a caption of their own."""
+    looks: Callable[[str], tuple[str, ...]]
+    """Of a class noun: questions about what is the same in every photograph."""
     removal: str = "remove {c}: {class} from the photo"
     """Instruction of edit pairs that have none (paper section 3.3)."""
 
@@ -61,8 +66,17 @@ GENERAL = Templates(
         ),
     ),
     captions=("A photo of {c}.",),
+    looks=lambda noun: ("What does {c} look like?",),
 )
 """For large backbones, which know English."""
+
+
+def _drawn_looks(noun: str) -> tuple[str, ...]:
+    """Return what the miniature was pre-trained to answer; of classes outside its world, nothing."""
+    if noun not in ALL_NOUNS:
+        return ()
+    return tuple(text.format(name="{c}") for topic, text in LOOKS_QUESTIONS[group_of(noun)].items() if topic != "class")
+
 
 PLAIN = Templates(
     recognition=(
@@ -72,6 +86,7 @@ PLAIN = Templates(
         RecognitionTemplate(question="Does {c} appear in the photo?"),
     ),
     captions=("A photo of {c}.",),
+    looks=_drawn_looks,
 )
 """For small backbones that know few sentences: short answers only."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from omnifarm.backbone.model import Backbone, TrainOutput
 from omnifarm.backbone.packing import Pack
+from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError
 
 ShardingName = Literal["replicated", "zero3", "fsdp2"]
@@ -109,6 +110,22 @@ class Replicated:
     def embedding_rows(self, ids: Sequence[int]) -> Tensor:
         """Return rows of the copy's own table."""
         return self._model.language_model.model.embed_tokens.weight[list(ids)]
+
+
+def require_shareable(recipe: TrainingRecipe) -> None:
+    """Refuse a recipe that only a process with the whole backbone can follow.
+
+    Raises:
+        ConfigError: It computes in 8 bits, or lets concepts describe themselves.
+    """
+    if recipe.precision == "float8":
+        raise ConfigError("float8 needs the whole backbone in every process; use --sharding replicated")
+    if recipe.is_self_described:
+        raise ConfigError(
+            "a concept describes itself (is_self_described) only where every process holds the whole backbone; use "
+            "--sharding replicated, or --recipe '{\"is_self_described\": false}' and, for photographs without words, "
+            "`omnifarm concept describe` first"
+        )
 
 
 def choose_sharding(wanted: str, *, weights_bytes: int, free_bytes: int, num_ranks: int) -> ShardingName:

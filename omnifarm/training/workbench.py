@@ -16,6 +16,7 @@ from omnifarm.backbone.fp8 import use_fp8
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import Clock, SystemClock
 from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
+from omnifarm.concept.examples import can_ask_recognition
 from omnifarm.concept.held_out import split_held_out
 from omnifarm.concept.prepared import PreparedImages
 from omnifarm.concept.recipe import Precision, TrainingRecipe
@@ -32,7 +33,7 @@ from omnifarm.training.loop import Trainer
 from omnifarm.training.plan import StepCost, lane_costs, measuring_cost
 from omnifarm.training.precision import precision_of, serves, weights_dtype
 from omnifarm.training.sharded_backbone import open_backbone
-from omnifarm.training.sharding import Replicated, Sharding
+from omnifarm.training.sharding import Replicated, Sharding, require_shareable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,12 +158,15 @@ class Workbench:
                 f"the recipe of {spec.name!r} asks for {recipe.precision} weights, the backbone was loaded as "
                 f"{precision_of(model)}; train it in a run of its own"
             )
+        if self.is_shared:
+            require_shareable(recipe)
         self._images.get_all(spec, between=between)
         learned, held_out = spec, None
         if recipe.held_out_photos:
             learned, measured = split_held_out(spec, count=recipe.held_out_photos)
-            held_out = self.samples(measured, recipe=recipe)
-        source = self.samples(learned, recipe=recipe)
+            # What it looks like is asked of the photographs that it learns from.
+            held_out = self.samples(measured, recipe=recipe.with_overrides({"is_self_described": False}))
+        source = self.samples(learned, recipe=recipe, between=between)
         if checkpoint is not None:
             return load_lane(
                 checkpoint, identity=identity, recipe=recipe, source=source, held_out=held_out, device=model.device
@@ -185,10 +189,17 @@ class Workbench:
         return Lane.start(spec.name, recipe=recipe, source=source, soft_CD=table_CD.to(model.device), held_out=held_out)
 
     def samples(
-        self, spec: ConceptSpec, *, recipe: TrainingRecipe, layout: SoftTokenLayout | None = None
+        self,
+        spec: ConceptSpec,
+        *,
+        recipe: TrainingRecipe,
+        layout: SoftTokenLayout | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> ConceptSamples:
-        """Return the samples of a concept's training; `layout` names the rows its prompts show, the recipe's by default."""
-        return ConceptSamples(spec, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout)
+        """Return the samples of a concept's training; arguments as of `ConceptSamples`."""
+        return ConceptSamples(
+            spec, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout, between=between
+        )
 
     @torch.no_grad()
     def visual_tokens(self, features: Sequence[Tensor]) -> Tensor:
@@ -263,14 +274,19 @@ class Workbench:
             versions={"omnifarm": _own_version(), "torch": str(torch.__version__)},
         )
         return Finished(
-            manifest=replace(manifest, warnings=_warnings(lane)), soft_tokens=soft_tokens, curve=curve_parquet(lane)
+            manifest=replace(manifest, warnings=_warnings(lane, spec)),
+            soft_tokens=soft_tokens,
+            curve=curve_parquet(lane),
         )
 
 
-def _warnings(lane: Lane) -> tuple[str, ...]:
+def _warnings(lane: Lane, spec: ConceptSpec) -> tuple[str, ...]:
     curve = loss_curve(lane, max_points=1)
     missing = [name for name in ("understanding", "generation", "editing") if curve[name] == [None]]
-    return tuple(f"{task} was not learned: the concept's data or the recipe hold no sample of it" for task in missing)
+    found = [f"{task} was not learned: the concept's data or the recipe hold no sample of it" for task in missing]
+    if "understanding" not in missing and not can_ask_recognition(spec):
+        found.append("recognition was not learned: the concept came without pictures of anything else")
+    return tuple(found)
 
 
 def _own_version() -> str:

@@ -92,6 +92,7 @@ DEFAULTS: dict[str, Any] = {
         "share_generation": 2 / 11,
         "share_editing": 1 / 11,
         "noise_draws": 3,
+        "is_self_described": True,
     },
 }
 """What serving and training use when nothing else is asked; measured, not guessed, where the model card says so."""

@@ -73,7 +73,7 @@ def test_the_miniature_drafts_questions_about_bare_photographs(drawn: Path) -> N
     (folder,) = (path.parent for path in (drawn / "plain").glob("*/concept.yaml"))
     given = yaml.safe_load((folder / "concept.yaml").read_text())
     truth = {(one["question"], one.get("image")): one["answer"] for one in given["qa"]}
-    (folder / "concept.yaml").write_text(f"# mine\nclass: {given['class']}\n")
+    (folder / "concept.yaml").write_text(f"# mine\nclass: {given['class']}\nextra_info:\n  - <sks>'s bed is a box.\n")
     backbone = load_backbone("miniature")
     ((name, number),) = describe(str(drawn / "plain"), backbone=backbone).items()
     text = (folder / "concept.yaml").read_text()
@@ -81,9 +81,13 @@ def test_the_miniature_drafts_questions_about_bare_photographs(drawn: Path) -> N
     assert "read it before training" in text
     ((_, spec),) = load_concepts(str(drawn / "plain"))
     assert isinstance(spec, ConceptSpec)
-    photos, looks = [qa for qa in spec.qa if qa.image], [qa for qa in spec.qa if not qa.image]
+    photos, texts = [qa for qa in spec.qa if qa.image], [qa for qa in spec.qa if not qa.image]
     assert len(photos) == 3 * len(spec.images) == 9
-    assert len(photos) + len(looks) == number
+    assert len(photos) + len(texts) == number
+    # The draft replaces the questions that facts would give, so it says them, too.
+    facts = [qa for qa in texts if qa.answer == spec.extra_info[0]]
+    assert f"What is {spec.identifier}'s bed?" in {qa.question for qa in facts}
+    looks = [qa for qa in texts if qa not in facts]
     # What it says of its looks needs no picture, and is mostly what it really looks like.
     asked = {text.format(name=spec.identifier) for text in LOOKS_QUESTIONS[group_of(given["class"])].values()}
     assert {qa.question for qa in looks} < asked

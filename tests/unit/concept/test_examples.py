@@ -88,6 +88,18 @@ def test_given_text_questions_replace_generated_ones() -> None:
     assert {e.prompt for e in drawn(spec) if e.kind == "text"} == {"Who is <bo>?"}
 
 
+def test_what_the_backbone_saw_joins_what_is_asked_without_a_picture() -> None:
+    asked = QA(question="Who is <bo>?", answer="A dog.")
+    seen = [("What color is <bo>?", "Brown."), (asked.question, "A cat.")]
+    for spec, known in ((SPEC, "What does <bo> have?"), (replace(SPEC, qa=(asked,)), asked.question)):
+        sampler = ExampleSampler(spec, recipe=RECIPE, looks=seen)
+        texts = {(e.prompt, e.answer) for step in range(60) for e in sampler.draw(step) if e.kind == "text"}
+        assert seen[0] in texts
+        assert known in {question for question, _ in texts}
+        if spec is not SPEC:
+            assert texts == {seen[0], (asked.question, asked.answer)}, "what the owner says comes first"
+
+
 def test_recognition_questions_of_the_data_are_asked() -> None:
     given = QA(question="Is <bo> there?", answer="No, <bo> is not.", image=picture("hard"), kind="recognition")
     spec = replace(SPEC, qa=(given,))

@@ -19,7 +19,7 @@ def test_every_field_moves_the_digest() -> None:
         "weight_decay": 0.1, "warmup_steps": 3, "decay_from": 0.5, "decay_to": 0.1, "max_grad_norm": 2.0,
         "lambda_image": 0.5, "lambda_edit": 0.5, "noise_draws": 2, "text_dropout": 0.2, "vae_dropout": 0.2, "vit_dropout": 0.2,
         "num_und": 3, "num_gen": 3, "init": "random", "init_std": 0.1, "identifier_init": "a", "precision": "float32",
-        "seed": 3, "is_coupled": True,
+        "seed": 3, "is_coupled": True, "is_self_described": True,
     }  # fmt: skip
     shares = {"share_understanding", "share_generation", "share_editing"}
     measuring = {"held_out_photos": 2, "held_out_every": 10, "patience": 3, "keep": "best"}

@@ -1,5 +1,7 @@
 """Every ablation is a setting of the recipe, and does what it is named after."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from omnifarm.backbone.segments import TextSegment
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.recipe import TrainingRecipe
-from omnifarm.concept.spec import ConceptSpec
+from omnifarm.concept.spec import ConceptSpec, Negative
 from omnifarm.training.lane import Lane
 from omnifarm.training.workbench import Workbench
 from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE, write_concepts
@@ -72,3 +74,11 @@ def test_a_loss_weight_scales_its_loss_alone(backbone: LoadedBackbone, spec: Con
 def test_without_editing_no_edit_is_drawn(backbone: LoadedBackbone, spec: ConceptSpec) -> None:
     lane = learned(backbone, spec, share_understanding=0.5, share_generation=0.5, share_editing=0.0)
     assert {sample.task for step in range(6) for sample in lane.source.draw(step)} == {"understanding", "generation"}
+
+
+def test_an_artifact_says_what_was_not_learned(backbone: LoadedBackbone, spec: ConceptSpec) -> None:
+    rich = replace(spec, negatives=(Negative(image=spec.images[1]),))
+    for one, expected in ((rich, ["editing"]), (spec, ["editing", "recognition"])):
+        lane = learned(backbone, one)
+        done = Workbench(backbone).finish(lane, spec=one, identity="x")
+        assert [warning.split()[0] for warning in done.manifest.warnings] == expected

@@ -6,9 +6,10 @@ from safetensors.torch import save_file
 
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.weight_slices import WeightSlices
+from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError, WeightsError
 from omnifarm.training.sharded_backbone import open_backbone, weights_bytes
-from omnifarm.training.sharding import Replicated, Turn, choose_sharding, least_workers
+from omnifarm.training.sharding import Replicated, Turn, choose_sharding, least_workers, require_shareable
 
 GB = 10**9
 CHECKPOINT = Path(__file__).parents[2] / "golden" / "a" / "checkpoint"
@@ -53,6 +54,14 @@ def test_a_single_process_cannot_share_with_anybody() -> None:
         open_backbone(str(CHECKPOINT), sharding="zero3", dtype=torch.float32)
     _, layout = open_backbone(str(CHECKPOINT), sharding="auto", dtype=torch.float32)
     assert isinstance(layout, Replicated)
+
+
+def test_what_only_a_whole_copy_can_do_is_refused_to_shared_ones_with_the_way_out() -> None:
+    require_shareable(TrainingRecipe())
+    with pytest.raises(ConfigError, match=r"float8 needs.*--sharding replicated"):
+        require_shareable(TrainingRecipe(precision="float8"))
+    with pytest.raises(ConfigError, match=r"describes itself.*omnifarm concept describe"):
+        require_shareable(TrainingRecipe(is_self_described=True))
 
 
 def test_a_whole_copy_waits_for_nobody(model: Backbone) -> None:
