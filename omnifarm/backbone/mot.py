@@ -20,7 +20,7 @@ from omnifarm.backbone.attention import AttentionPlan
 from omnifarm.backbone.attention_kernels import Attention, prepare_attention
 from omnifarm.backbone.config import rope_theta
 from omnifarm.backbone.layers import GatedMLP, RMSNorm, RowwiseLinear
-from omnifarm.backbone.packed import PackedOutputs
+from omnifarm.backbone.packed import Outputs
 from omnifarm.backbone.positions import rotary_tables, rotate
 
 SUFFIXES = ("", "_moe_gen")
@@ -77,7 +77,7 @@ class MoTModel(nn.Module):
         positions: Tensor,
         plan: AttentionPlan,
         store: KeyStore | None = None,
-        outputs: PackedOutputs | None = None,
+        outputs: Outputs | None = None,
     ) -> Tensor:
         """Run all layers and the final norms.
 
@@ -146,7 +146,7 @@ class MoTLayer(nn.Module):
         store: KeyStore | None,
         touch: bool,
         compiled: bool = False,
-        outputs: PackedOutputs | None = None,
+        outputs: Outputs | None = None,
     ) -> tuple[Tensor, ...]:
         """Map ((U, D), (E, D)) to the same shapes, or to the rows of `outputs`; `tables` holds each expert's own rows."""
         enter, leave = _compiled() if compiled else (_enter, _leave)

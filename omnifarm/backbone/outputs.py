@@ -1,12 +1,12 @@
-"""Which rows of a training pack the last layer has to finish: those with a loss, and nobody else."""
+"""Which rows of a pass the last layer has to finish: those whose result is looked at, and nobody else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from omnifarm.backbone.attention import Visibility, plan_attention
-from omnifarm.backbone.packed import PackedOutputs
+from omnifarm.backbone.attention import AttentionPlan, Visibility, plan_attention
+from omnifarm.backbone.packed import Outputs, PackedOutputs
 
 
 def pack_outputs(ce_rows: Tensor, mse_rows: Tensor, *, num_und: int, sequences: Sequence[Visibility]) -> PackedOutputs:
@@ -19,6 +19,37 @@ def pack_outputs(ce_rows: Tensor, mse_rows: Tensor, *, num_und: int, sequences: 
         sequences: Attention of all memory rows.
     """
     rows, place = torch.unique(torch.cat((ce_rows, mse_rows)), return_inverse=True)
+    found = outputs_of(
+        rows,
+        num_und=num_und,
+        sequences=sequences,
+        plan=lambda wanted: plan_attention(wanted, num_queries=len(rows)),
+    )
+    return PackedOutputs(
+        rows=found.rows,
+        und_rows=found.und_rows,
+        gen_rows=found.gen_rows,
+        plan=found.plan,
+        ce=place[: len(ce_rows)],
+        mse=place[len(ce_rows) :],
+    )
+
+
+def outputs_of(
+    rows: Tensor,
+    *,
+    num_und: int,
+    sequences: Sequence[Visibility],
+    plan: Callable[[Sequence[Visibility]], AttentionPlan],
+) -> Outputs:
+    """Gather some memory rows and what they attend to.
+
+    Args:
+        rows: (O,) memory rows, ascending.
+        num_und: Number of understanding rows.
+        sequences: Attention of all memory rows.
+        plan: Makes a plan of what the O rows attend to.
+    """
     count = int((rows < num_und).sum())
     wanted: list[Visibility] = []
     if len(rows):
@@ -26,15 +57,10 @@ def pack_outputs(ce_rows: Tensor, mse_rows: Tensor, *, num_und: int, sequences: 
         place_of = torch.full((length,), -1, dtype=torch.long)
         place_of[rows] = torch.arange(len(rows))
         for sequence in sequences:
-            is_wanted = place_of[sequence.query_rows] >= 0
+            places = place_of[sequence.query_rows]
+            is_wanted = places >= 0
+            if not is_wanted.any():
+                continue
             mask = None if sequence.mask is None else sequence.mask[is_wanted]
-            own = place_of[sequence.query_rows[is_wanted]]
-            wanted.append(Visibility(query_rows=own, key_rows=sequence.key_rows, mask=mask))
-    return PackedOutputs(
-        rows=rows,
-        und_rows=rows[:count],
-        gen_rows=rows[count:] - num_und,
-        ce=place[: len(ce_rows)],
-        mse=place[len(ce_rows) :],
-        plan=plan_attention(wanted, num_queries=len(rows)),
-    )
+            wanted.append(Visibility(query_rows=places[is_wanted], key_rows=sequence.key_rows, mask=mask))
+    return Outputs(rows=rows, und_rows=rows[:count], gen_rows=rows[count:] - num_und, plan=plan(wanted))

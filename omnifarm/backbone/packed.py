@@ -79,8 +79,8 @@ class PackedLatents(_Movable):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PackedOutputs(_Movable):
-    """The rows on which a loss is taken: all that the last layer has to finish. O rows, understanding ones first."""
+class Outputs(_Movable):
+    """The rows whose result is looked at: all that the last layer has to finish. O rows, understanding ones first."""
 
     rows: Tensor
     """(O,) memory rows, ascending."""
@@ -88,10 +88,6 @@ class PackedOutputs(_Movable):
     """The understanding rows among them."""
     gen_rows: Tensor
     """The generation rows among them, counted from the first generation row."""
-    ce: Tensor
-    """(n_ce,) for every label the output that predicts it."""
-    mse: Tensor
-    """(n_target,) for every latent token of a training target its output."""
     plan: AttentionPlan
     """Attention of these rows over all memory rows."""
 
@@ -99,6 +95,16 @@ class PackedOutputs(_Movable):
     def by_expert(self) -> tuple[Tensor, Tensor]:
         """Rows within each expert's slice."""
         return self.und_rows, self.gen_rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedOutputs(Outputs):
+    """The rows on which a loss is taken."""
+
+    ce: Tensor
+    """(n_ce,) for every label the output that predicts it."""
+    mse: Tensor
+    """(n_target,) for every latent token of a training target its output."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,8 @@ from torch import Tensor
 from omnifarm.backbone.attention import AttentionGroup, AttentionPlan, Visibility, padded_length
 from omnifarm.backbone.kv_pool import KvPool, PoolStore
 from omnifarm.backbone.model import Backbone
+from omnifarm.backbone.outputs import outputs_of
+from omnifarm.backbone.packed import Outputs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,6 +37,9 @@ class Part:
     """(N,) pool rows that receive the new keys and values."""
     sequences: tuple[Visibility, ...]
     """Who sees what: query rows count within the part, key rows within the pool."""
+    wants: tuple[bool, bool]
+    """Whether the results of the understanding rows, and those of the generation rows, are looked at. Of the others
+    the last layer gives keys and values alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -49,6 +54,8 @@ class Layout:
     """(N,) in memory order."""
     plan: AttentionPlan
     """Attention over the pool."""
+    outputs: Outputs
+    """The rows whose results are wanted."""
 
 
 def lay_out(parts: Sequence[Part], *, device: torch.device | str, dtype: torch.dtype) -> Layout:
@@ -63,21 +70,31 @@ def lay_out(parts: Sequence[Part], *, device: torch.device | str, dtype: torch.d
     num_und, num_gen = (sum(count[expert] for count in counts) for expert in (0, 1))
     total = num_und + num_gen
     positions, rows = (torch.zeros(total, dtype=torch.long) for _ in range(2))
+    is_wanted = torch.zeros(total, dtype=torch.bool)
     sequences: list[Visibility] = []
     next_und, next_gen = 0, num_und
     for part, (u, e) in zip(parts, counts, strict=True):
         places = torch.cat((torch.arange(next_und, next_und + u), torch.arange(next_gen, next_gen + e)))
         positions[places], rows[places] = part.positions, part.rows
+        is_wanted[places[:u]], is_wanted[places[u:]] = part.wants
         sequences += [
             Visibility(query_rows=places[one.query_rows], key_rows=one.key_rows, mask=one.mask)
             for one in part.sequences
         ]
         next_und, next_gen = next_und + u, next_gen + e
+    wanted = torch.nonzero(is_wanted).flatten()
+    outputs = outputs_of(
+        wanted,
+        num_und=num_und,
+        sequences=sequences,
+        plan=lambda some: plan_rows(some, num_queries=len(wanted), dtype=dtype),
+    )
     return Layout(
         num_und=num_und,
         positions=positions.to(device),
         rows=rows.to(device),
         plan=plan_rows(sequences, num_queries=total, dtype=dtype).to(device),
+        outputs=outputs.to(device),
     )
 
 
@@ -93,7 +110,7 @@ def run_parts(
         layout: Of these very parts, if they were laid out before.
 
     Returns:
-        Per part the hidden states after the final norms: (U, D) and (E, D).
+        Per part the hidden states after the final norms, (U, D) and (E, D); no rows where none are wanted.
     """
     if layout is None:
         layout = lay_out(parts, device=model.device, dtype=model.dtype)
@@ -104,10 +121,11 @@ def run_parts(
         positions=layout.positions,
         plan=layout.plan,
         store=PoolStore(pool, layout.rows),
+        outputs=layout.outputs,
     )
-    und = hidden[: layout.num_und].split([len(part.und) for part in parts])
-    gen = hidden[layout.num_und :].split([len(part.gen) for part in parts])
-    return list(zip(und, gen, strict=True))
+    counts = [(len(part.und) * part.wants[0], len(part.gen) * part.wants[1]) for part in parts]
+    und, gen = hidden.tensor_split([len(layout.outputs.und_rows)])
+    return list(zip(und.split([u for u, _ in counts]), gen.split([e for _, e in counts]), strict=True))
 
 
 def plan_rows(sequences: Sequence[Visibility], *, num_queries: int, dtype: torch.dtype) -> AttentionPlan:

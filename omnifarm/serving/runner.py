@@ -150,6 +150,7 @@ class Runner:
                 Visibility(query_rows=torch.tensor([index]), key_rows=rows, mask=None)
                 for index, rows in enumerate(visible)
             ),
+            wants=(True, False),
         )
 
     def _logits(self, hidden_BD: Tensor) -> Tensor:
@@ -227,6 +228,8 @@ class _DrawBatch:
             positions=self._rope,
             rows=self._rows,
             sequences=tuple(self._sequences),
+            # Only latents have a velocity, not the markers around them.
+            wants=(False, True),
         )
 
 

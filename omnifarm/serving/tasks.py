@@ -74,6 +74,8 @@ class ReadTask:
             positions=self._positions[order],
             rows=self._rows[order],
             sequences=(sequence,),
+            # What was read is seen by others, through its keys and values.
+            wants=(False, False),
         )
 
     def advance(self, num_pieces: int) -> PooledContext | None:
