@@ -7,7 +7,9 @@ multiplied in the model's type, which gives the same errors and no speed: good f
 Shape letters: N tokens, I inputs, O outputs.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,9 @@ class Fp8Linear(nn.Module):
         linear: What it replaces.
     """
 
+    weight: Tensor
+    scale: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight = linear.weight
@@ -64,13 +69,24 @@ class Fp8Linear(nn.Module):
         self.register_buffer("weight", rounded_OI)
         self.register_buffer("scale", scale_O1)
         self.bias = linear.bias
+        self._product = _untraced()
 
-    # torch 2.13 cannot trace this product's own backward pass; what surrounds it is still fused.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, I) to (N, O)."""
-        out = tall(lambda rows: _Product.apply(rows, self.weight, self.scale), x)  # type: ignore[no-untyped-call]
+        out = self._product(x, self.weight, self.scale)
         return out if self.bias is None else out + self.bias
+
+
+@cache
+def _untraced() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return the product, hidden from the compiler: torch 2.13 cannot trace its own backward pass. What surrounds it is
+    still fused. Made at first use, because torch then imports its compiler, two seconds of every process."""
+
+    def product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        return tall(lambda rows: _Product.apply(rows, weight, scale), x)  # type: ignore[no-untyped-call]
+
+    hide = cast(Callable[[Any], Callable[[Tensor, Tensor, Tensor], Tensor]], torch.compiler.disable)
+    return hide(product)
 
 
 class _Product(torch.autograd.Function):

@@ -1,21 +1,20 @@
 """The latent autoencoder: pixels to latents and back, in the official file's tensor names.
 
-The network is diffusers' `AutoencoderKL` (imported only when a codec is built). This file knows its two naming
-schemes, the scaling of latents and their token layout; it knows nothing of the language model.
+Knows files, the scaling of latents and their token layout, and nothing of the language model.
 
 Shape letters: B images, H and W pixels, Z latent channels, h and w latent cells, p latent patch side.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from omnifarm.backbone.autoencoder import Autoencoder
 from omnifarm.backbone.config import AutoencoderConfig
 from omnifarm.backbone.image_ops import patchify, unpatchify
 from omnifarm.errors import WeightsError
@@ -35,27 +34,9 @@ class LatentCodec:
     """
 
     def __init__(self, config: AutoencoderConfig, *, latent_patch_size: int = 2) -> None:
-        import diffusers
-
-        levels = len(config.ch_mult)
         self.config = config
         self.latent_patch_size = latent_patch_size
-        build: Any = diffusers.AutoencoderKL
-        self.module: nn.Module = build(
-            in_channels=config.in_channels,
-            out_channels=config.out_channels,
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=tuple(config.ch * factor for factor in config.ch_mult),
-            layers_per_block=config.num_res_blocks,
-            latent_channels=config.z_channels,
-            norm_num_groups=32,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        ).eval()
-        # The heads are reached past AutoencoderKL.encode, whose posterior clamps the log-variance.
-        self._encoder: nn.Module = self.module.get_submodule("encoder")
-        self._decoder: nn.Module = self.module.get_submodule("decoder")
+        self.module = Autoencoder(config).eval()
 
     @classmethod
     def from_file(cls, path: Path, *, config: AutoencoderConfig, latent_patch_size: int = 2) -> Self:
@@ -90,7 +71,7 @@ class LatentCodec:
             Two tensors, (Z, h, w) or (B, Z, h, w).
         """
         batch, is_single = _batched(pixels.to(dtype=self.dtype, device=self.device))
-        mean, logvar = self._encoder(batch).chunk(2, dim=1)
+        mean, logvar = self.module.encoder(batch).chunk(2, dim=1)
         return (mean[0], logvar[0]) if is_single else (mean, logvar)
 
     def encode(
@@ -132,7 +113,7 @@ class LatentCodec:
     def decode(self, latent: Tensor) -> Tensor:
         """Return pixels of scaled latents (Z, h, w) or (B, Z, h, w); around [-1, 1], not clamped."""
         batch, is_single = _batched(latent.to(dtype=self.dtype, device=self.device))
-        pixels: Tensor = self._decoder(batch / self.config.scale_factor + self.config.shift_factor)
+        pixels: Tensor = self.module.decoder(batch / self.config.scale_factor + self.config.shift_factor)
         return pixels[0] if is_single else pixels
 
     def to_tokens(self, latent: Tensor) -> Tensor:
@@ -143,19 +124,9 @@ class LatentCodec:
         """Return scaled latents (Z, h*p, w*p) of the tokens of a grid (h, w)."""
         return unpatchify(tokens, grid=grid, patch=self.latent_patch_size)
 
-    def official_state(self) -> dict[str, Tensor]:
-        """Return the weights under their official names (attention projections as 1x1 convolutions)."""
-        levels = len(self.config.ch_mult)
-        state = {}
-        for name, value in self.module.state_dict().items():
-            official = official_name(name, num_levels=levels)
-            is_projection = re.search(r"attn_1\.(q|k|v|proj_out)\.weight$", official) is not None
-            state[official] = value[:, :, None, None] if is_projection else value
-        return state
-
     def save(self, path: Path, *, dtype: torch.dtype | None = None) -> None:
         """Write the weights to `path` in official names, converted to `dtype` if given."""
-        state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.official_state().items()}
+        state = {name: value.detach().to("cpu", dtype).contiguous() for name, value in self.module.state_dict().items()}
         save_file(state, str(path))
 
     def load(self, path: Path) -> None:
@@ -168,11 +139,11 @@ class LatentCodec:
             found = load_file(str(path))
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"{path}: expected safetensors weights of the autoencoder; {error}") from error
-        self.load_official(found, source=str(path))
+        self.load_state(found, source=str(path))
 
-    def load_official(self, found: Mapping[str, Tensor], *, source: str) -> None:
-        """Replace the weights by `found` (official names); see `load`. `source` names them in errors."""
-        expected = self.official_state()
+    def load_state(self, found: Mapping[str, Tensor], *, source: str) -> None:
+        """Replace the weights by `found`; see `load`. `source` names them in errors."""
+        expected = self.module.state_dict()
         problems = [f"missing {name} {tuple(expected[name].shape)}" for name in expected if name not in found]
         problems += [f"unexpected {name}" for name in found if name not in expected]
         problems += [
@@ -185,40 +156,7 @@ class LatentCodec:
                 f"{source}: the autoencoder does not match its configuration: " + "; ".join(problems),
                 problems=problems,
             )
-        levels = len(self.config.ch_mult)
-        own = self.module.state_dict()
-        state: dict[str, Any] = {
-            name: found[official_name(name, num_levels=levels)].reshape(value.shape).to(value.dtype)
-            for name, value in own.items()
-        }
-        self.module.load_state_dict(state)
-
-
-_RENAMED = (
-    (re.compile(r"^encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\."), r"encoder.down.\1.block.\2."),
-    (re.compile(r"^encoder\.down_blocks\.(\d+)\.downsamplers\.0\."), r"encoder.down.\1.downsample."),
-    (re.compile(r"\.mid_block\.attentions\.0\.group_norm\."), ".mid.attn_1.norm."),
-    (re.compile(r"\.mid_block\.attentions\.0\.to_([qkv])\."), r".mid.attn_1.\1."),
-    (re.compile(r"\.mid_block\.attentions\.0\.to_out\.0\."), ".mid.attn_1.proj_out."),
-    (re.compile(r"\.conv_norm_out\."), ".norm_out."),
-    (re.compile(r"\.conv_shortcut\."), ".nin_shortcut."),
-)
-
-
-def official_name(name: str, *, num_levels: int) -> str:
-    """Translate a diffusers tensor name to the official one.
-
-    Both count encoder levels from the highest resolution; the official decoder does so too, diffusers' decoder
-    counts from the lowest.
-    """
-    for pattern, replacement in _RENAMED:
-        name = pattern.sub(replacement, name)
-    name = re.sub(r"\.mid_block\.resnets\.(\d+)\.", lambda m: f".mid.block_{int(m[1]) + 1}.", name)
-    if found := re.match(r"decoder\.up_blocks\.(\d+)\.(.*)$", name):
-        rest = re.sub(r"^resnets\.", "block.", found[2])
-        rest = re.sub(r"^upsamplers\.0\.", "upsample.", rest)
-        name = f"decoder.up.{num_levels - 1 - int(found[1])}.{rest}"
-    return name
+        self.module.load_state_dict(found)
 
 
 def _batched(images: Tensor) -> tuple[Tensor, bool]:

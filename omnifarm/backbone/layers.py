@@ -1,13 +1,12 @@
 """Small building blocks shared by the language model, the vision tower and the image paths."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from omnifarm.backbone.positions import sincos_table
 from omnifarm.errors import ConfigError
@@ -67,6 +66,16 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, width) to (N, width)."""
         return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class Embedding(nn.Embedding):
+    """An embedding without a start of its own where it has no memory yet, to be loaded into."""
+
+    def reset_parameters(self) -> None:
+        """Draw a start, as `nn.Embedding` does, unless the weight is only a shape: for that torch imports its compiler,
+        two seconds of every process."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class Connector(nn.Module):
@@ -133,12 +142,22 @@ class PositionTable(nn.Module):
         return self.pos_embed[ids]
 
 
+# transformers' own table is not imported: it takes two seconds of every process that starts.
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_pytorch_tanh": lambda: nn.GELU("tanh"),
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
+"""By the names that configuration files use."""
+
+
 def activation_function(name: str) -> nn.Module:
-    """Return the activation transformers calls `name`.
+    """Return the activation that transformers' configurations call `name`.
 
     Raises:
-        ConfigError: transformers knows no such activation.
+        ConfigError: It is none of `ACTIVATIONS`.
     """
-    if name not in ACT2FN:
-        raise ConfigError(f"activation must be a name transformers knows, found {name!r}")
-    return cast(nn.Module, ACT2FN[name])
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, found {name!r}")
+    return ACTIVATIONS[name]()

@@ -19,7 +19,7 @@ from transformers import Qwen2Config
 from omnifarm.backbone.attention import AttentionPlan
 from omnifarm.backbone.attention_kernels import Attention, prepare_attention
 from omnifarm.backbone.config import rope_theta
-from omnifarm.backbone.layers import GatedMLP, RMSNorm, RowwiseLinear
+from omnifarm.backbone.layers import Embedding, GatedMLP, RMSNorm, RowwiseLinear
 from omnifarm.backbone.packed import Outputs
 from omnifarm.backbone.positions import rotary_tables, rotate
 
@@ -56,7 +56,7 @@ class MoTModel(nn.Module):
         self.num_key_heads = int(config.num_key_value_heads or config.num_attention_heads)
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.theta = rope_theta(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(MoTLayer(config, index=index) for index in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.norm_moe_gen = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)

@@ -17,7 +17,7 @@ from transformers import SiglipVisionConfig
 
 from omnifarm.backbone.attention import AttentionPlan, Visibility, plan_attention
 from omnifarm.backbone.attention_kernels import Attention, prepare_attention
-from omnifarm.backbone.layers import RowwiseLinear, activation_function
+from omnifarm.backbone.layers import Embedding, RowwiseLinear, activation_function
 
 
 class VisionModel(nn.Module):
@@ -79,7 +79,7 @@ class VisionEmbeddings(nn.Module):
         super().__init__()
         image_size, patch_size = cast(int, config.image_size), cast(int, config.patch_size)
         self.patch_embedding = RowwiseLinear(config.num_channels * patch_size**2, config.hidden_size)
-        self.position_embedding = nn.Embedding((image_size // patch_size) ** 2, config.hidden_size)
+        self.position_embedding = Embedding((image_size // patch_size) ** 2, config.hidden_size)
 
     def forward(self, patches: Tensor, *, position_ids: Tensor) -> Tensor:
         """Map (N, P*P*channels) to (N, V)."""

@@ -7,6 +7,7 @@ learns to tell. Answers of the backbone close that gap without anybody writing a
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -81,7 +82,8 @@ def said_of(
     ]
     # A few passes of many shapes: a backbone compiled for training would be compiled for each, up to the compiler's
     # limit, after which training would not be compiled either.
-    with torch.compiler.set_stance("force_eager"):
+    is_compiled = model.language_model.model.compiled
+    with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
         seen = prefill(model, [empty_context(model)], [[photo]]).contexts
         contexts = prefill(model, seen * len(asked), [[one] for one in asked]).contexts
         answers = generate_texts(model, contexts, max_tokens=_MOST_TOKENS)

@@ -29,10 +29,10 @@ AUTOENCODER = AutoencoderConfig(ch=32, ch_mult=(2, 2, 2, 4), num_res_blocks=1, s
 """Sizes; scale and shift are measured after training."""
 
 _IDENTITY_BLOCKS = (
-    ("encoder.down_blocks.0.resnets", 0),
-    ("decoder.up_blocks.3.resnets", 0),
-    ("decoder.up_blocks.3.resnets", 1),
-    ("decoder.up_blocks.2.resnets", 1),
+    ("encoder.down.0.block", 0),
+    ("decoder.up.0.block", 0),
+    ("decoder.up.0.block", 1),
+    ("decoder.up.1.block", 1),
 )
 _CHANGED = 10 / 255
 _SUBJECT_WEIGHT = 2.5
@@ -141,14 +141,14 @@ def finished(optimizer: MasterOptimizer, module: nn.Module, *, pictures: NDArray
     mean, _ = whole.moments(to_pixels(sample))
     config = dataclasses.replace(AUTOENCODER, scale_factor=1 / float(mean.std()), shift_factor=float(mean.mean()))
     rescaled = LatentCodec(config)
-    state = whole.official_state()
+    state = whole.module.state_dict()
     for name, value in state.items():
         # The posterior's log-variance is not used; a small constant keeps sampled encodings close to the mean.
         if name == "encoder.conv_out.weight":
             value[AUTOENCODER.z_channels :] = 0
         elif name == "encoder.conv_out.bias":
             value[AUTOENCODER.z_channels :] = -6.0
-    rescaled.load_official(state, source="codec training")
+    rescaled.load_state(state, source="codec training")
     rescaled.module.requires_grad_(False)
     return rescaled
 

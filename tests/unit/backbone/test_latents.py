@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from omnifarm.backbone.autoencoder import Autoencoder
 from omnifarm.backbone.config import AutoencoderConfig
-from omnifarm.backbone.latents import LatentCodec, official_name
+from omnifarm.backbone.latents import LatentCodec
 from omnifarm.errors import WeightsError
 
 CONFIG = AutoencoderConfig(
@@ -76,7 +77,7 @@ def test_saved_weights_have_official_names_and_load_back(codec: LatentCodec, tmp
 
 
 def test_every_wrong_tensor_of_a_file_is_named(codec: LatentCodec, tmp_path: Path) -> None:
-    state = dict(codec.official_state())
+    state = dict(codec.module.state_dict())
     del state["encoder.conv_in.bias"]
     state["surprise"] = torch.zeros(1)
     state["decoder.conv_out.bias"] = torch.zeros(7)
@@ -97,7 +98,10 @@ def test_an_unreadable_file_is_a_weights_error(tmp_path: Path) -> None:
         LatentCodec.from_file(tmp_path / "ae.safetensors", config=CONFIG)
 
 
-def test_decoder_levels_are_counted_from_the_highest_resolution() -> None:
-    assert (
-        official_name("decoder.up_blocks.0.upsamplers.0.conv.bias", num_levels=3) == "decoder.up.2.upsample.conv.bias"
-    )
+def test_the_released_autoencoder_has_as_many_tensors_and_numbers_as_its_file() -> None:
+    with torch.device("meta"):
+        state = Autoencoder(AutoencoderConfig()).state_dict()
+    assert len(state) == 244
+    assert sum(tensor.numel() for tensor in state.values()) == 83_819_683
+    assert "decoder.up.0.upsample.conv.weight" not in state, "the highest resolution is not doubled"
+    assert "encoder.down.3.downsample.conv.weight" not in state
