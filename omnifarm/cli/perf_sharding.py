@@ -23,7 +23,7 @@ from omnifarm.backbone.model import Backbone
 from omnifarm.cli.local_cluster import free_port
 from omnifarm.cli.sharding_process import TIMEOUT_S, Plan
 from omnifarm.errors import ConfigError, TrainingError
-from omnifarm.miniature.benchmark import write_concept_folders
+from omnifarm.miniature.benchmark import FEW, write_concept_folders
 from omnifarm.training.lockstep import WHOLE
 from omnifarm.training.precision import DTYPES, weights_dtype
 from omnifarm.training.sharded_backbone import weights_bytes
@@ -67,7 +67,7 @@ def measure_sharding(
     with tempfile.TemporaryDirectory(prefix="omf-") as name:
         root = Path(name)
         backbone, expected = _write_backbone(root / "backbone", num_layers=num_layers, num_ranks=num_ranks)
-        write_concept_folders(root / "concepts", seed=0, num_persons=4, num_pets=0, num_objects=0)
+        write_concept_folders(root / "concepts", seed=0, num_persons=4, num_pets=0, num_objects=0, sizes=FEW)
         concepts = sorted(path.name for path in (root / "concepts").iterdir())
         plan = Plan(
             backbone=str(backbone),

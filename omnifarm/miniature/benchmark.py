@@ -63,6 +63,10 @@ class BenchmarkSizes:
             raise ConfigError(f"expected at least 2 train and 1 test photos, found {self.train} and {self.test}")
 
 
+FEW = BenchmarkSizes(train=4, test=1, hard_negatives=2, easy_negatives=2, edits=2, edits_per_operation=1, removals=1)
+"""Something of everything, soon prepared: for runs that are not about what is learned."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
     """A question about one picture, or about the concept as such.
@@ -204,7 +208,13 @@ def draw_concept(
 
 
 def write_concept_folders(
-    root: Path, *, seed: int = 0, num_persons: int = 2, num_pets: int = 2, num_objects: int = 2
+    root: Path,
+    *,
+    seed: int = 0,
+    num_persons: int = 2,
+    num_pets: int = 2,
+    num_objects: int = 2,
+    sizes: BenchmarkSizes | None = None,
 ) -> list[str]:
     """Draw concepts and write one ordinary concept folder each, with a `trials.json` of what to try on it.
 
@@ -214,6 +224,7 @@ def write_concept_folders(
         num_persons: How many persons.
         num_pets: How many pets.
         num_objects: How many objects.
+        sizes: How much each comes with.
 
     Returns:
         The concepts' names, which are the folders' names.
@@ -223,7 +234,7 @@ def write_concept_folders(
     """
     from omnifarm.miniature.benchmark_files import write_plain
 
-    concepts = draw_benchmark(seed, num_persons=num_persons, num_pets=num_pets, num_objects=num_objects)
+    concepts = draw_benchmark(seed, num_persons=num_persons, num_pets=num_pets, num_objects=num_objects, sizes=sizes)
     write_plain(root, concepts)
     return [concept.name for concept in concepts]
 

@@ -48,8 +48,15 @@ class _Dying:
         raise InterruptedWorkError
 
 
-def plan(name: str) -> Any:
-    return plan_of(data="miniature:1", quick=True, concepts=1, steps=1, name=name, **ROWS)
+@pytest.fixture(scope="module")
+def plan(hasty_miniature: str) -> Callable[[str], Any]:
+    """A run of this module by its name."""
+
+    def make(name: str) -> Any:
+        rows = {**ROWS, "backbone": hasty_miniature}
+        return plan_of(data="miniature:1", quick=True, concepts=1, steps=1, name=name, **rows)
+
+    return make
 
 
 def tables(folder: Path) -> tuple[Any, Any]:
@@ -59,7 +66,7 @@ def tables(folder: Path) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(plan: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a run that was never interrupted."""
     store = tmp_path_factory.mktemp("bench") / "store"
     prepared = bench_run.prepare(plan("whole"), store_url=str(store))
@@ -100,7 +107,7 @@ def test_coupled_rows_are_learned_coupled_and_rows_of_one_recipe_learn_once(fini
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_to_the_same_tables(finished: Path) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_tables(finished: Path, plan: Callable[[str], Any]) -> None:
     prepared = bench_run.prepare(plan("cut"), store_url=str(finished))
     work = Stopping(workers=1)
     work.prepared = prepared

@@ -29,19 +29,32 @@ def app(cluster: Any) -> typer.Typer:
     return app
 
 
-def run(app: typer.Typer, store: Path, *arguments: str) -> dict[str, Any]:
-    options = ["--data", "miniature:1", "--store", str(store), "--quick", "--concepts", "1", "--steps", "3", "--json"]
+def run(app: typer.Typer, store: Path, backbone: str) -> dict[str, Any]:
+    options = [
+        "--data",
+        "miniature:1",
+        "--backbone",
+        backbone,
+        "--store",
+        str(store),
+        "--quick",
+        "--concepts",
+        "1",
+        "--steps",
+        "3",
+        "--json",
+    ]
     rows = ["--variants", "ours,without_replay", "--baselines", "plain,unictokens_style"]
-    result = CliRunner().invoke(app, [*options, *rows, *arguments])
+    result = CliRunner().invoke(app, [*options, *rows])
     assert result.exit_code == 0, result.output
     report: dict[str, Any] = json.loads(result.stdout)
     return report
 
 
 def test_a_cluster_learns_asks_and_scores_and_the_same_job_again_repeats_nothing(
-    app: typer.Typer, tmp_path: Path
+    app: typer.Typer, tmp_path: Path, hasty_miniature: str
 ) -> None:
-    report = run(app, tmp_path)
+    report = run(app, tmp_path, hasty_miniature)
     assert set(report["cells"]) == {"ours", "without_replay", "plain", "unictokens_style", "real_images"}
     assert all(found["not_asked"] == 0 for found in report["timings"].values())
     assert report["failures"] == []
@@ -49,6 +62,6 @@ def test_a_cluster_learns_asks_and_scores_and_the_same_job_again_repeats_nothing
     folders = [path for path in (tmp_path / "benchmark" / "training").iterdir() if path.is_dir()]
     assert sum(len(ConceptRepository(LocalStore(folder)).list()) for folder in folders) == 2
     replies = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("replies/**/*.json")}
-    again = run(app, tmp_path)
+    again = run(app, tmp_path, hasty_miniature)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("replies/**/*.json")} == replies
     assert again["cells"] == report["cells"]

@@ -7,7 +7,7 @@ from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConfigError
 from omnifarm.farm.submission import inspect_backbone
-from omnifarm.miniature.benchmark import write_concept_folders
+from omnifarm.miniature.benchmark import FEW, write_concept_folders
 from omnifarm.training.compiling import WORTH_LANE_STEPS, choose_attention, compiling_pays, has_compiler
 from omnifarm.training.workbench import Workbench
 
@@ -46,7 +46,7 @@ def test_the_kernel_that_was_fastest_is_taken() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it while it traces
 @pytest.mark.skipif(not has_compiler("cpu"), reason="needs a C++ compiler")
 def test_a_compiled_lane_learns_what_an_eager_one_learns_to_rounding(tmp_path: Path) -> None:
-    write_concept_folders(tmp_path, num_persons=1, num_pets=0, num_objects=0)
+    write_concept_folders(tmp_path, num_persons=1, num_pets=0, num_objects=0, sizes=FEW)
     ((_, spec),) = load_concepts(str(tmp_path))
     assert isinstance(spec, ConceptSpec)
     results = []

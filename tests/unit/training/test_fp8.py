@@ -9,7 +9,7 @@ from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConfigError, TrainingError
 from omnifarm.farm.submission import inspect_backbone
-from omnifarm.miniature.benchmark import write_concept_folders
+from omnifarm.miniature.benchmark import FEW, write_concept_folders
 from omnifarm.training.compiling import has_compiler
 from omnifarm.training.workbench import Workbench
 
@@ -65,7 +65,7 @@ def test_float8_may_be_compiled() -> None:
 
 
 def test_a_recipe_in_float8_learns_over_a_backbone_in_float8_alone(tmp_path: Path) -> None:
-    write_concept_folders(tmp_path, num_persons=1, num_pets=0, num_objects=0)
+    write_concept_folders(tmp_path, num_persons=1, num_pets=0, num_objects=0, sizes=FEW)
     ((_, spec),) = load_concepts(str(tmp_path))
     assert isinstance(spec, ConceptSpec)
     recipe = inspect_backbone("miniature", overrides={"precision": "float8", "steps": 2}).recipe

@@ -10,7 +10,7 @@ from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.recipe import Precision
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.farm.submission import inspect_backbone
-from omnifarm.miniature.benchmark import write_concept_folders
+from omnifarm.miniature.benchmark import FEW, write_concept_folders
 from omnifarm.store.memory import MemoryStore
 from omnifarm.training.precision import weights_dtype
 from omnifarm.training.workbench import Workbench
@@ -19,7 +19,7 @@ from omnifarm.training.workbench import Workbench
 @pytest.fixture(scope="module")
 def specs(tmp_path_factory: pytest.TempPathFactory) -> list[ConceptSpec]:
     folder = tmp_path_factory.mktemp("concepts")
-    write_concept_folders(folder, seed=3, num_persons=1, num_pets=1, num_objects=1)
+    write_concept_folders(folder, seed=3, num_persons=1, num_pets=1, num_objects=1, sizes=FEW)
     return [spec for _, spec in load_concepts(str(folder)) if isinstance(spec, ConceptSpec)]
 
 

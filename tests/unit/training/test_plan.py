@@ -20,7 +20,7 @@ from omnifarm.concept.recipe import Precision, TrainingRecipe
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError
 from omnifarm.farm.submission import inspect_backbone
-from omnifarm.miniature.benchmark import write_concept_folders
+from omnifarm.miniature.benchmark import FEW, write_concept_folders
 from omnifarm.training.compiling import WORTH_LANE_STEPS, has_compiler
 from omnifarm.training.lane import Lane
 from omnifarm.training.plan import lane_costs, measuring_cost, predict, step_cost
@@ -131,7 +131,7 @@ def test_an_empty_place_cannot_be_planned(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kernel", ["matmul", "fused"])
 def test_what_is_kept_for_the_backward_pass_is_counted(tmp_path: Path, precision: Precision, kernel: str) -> None:
     """Every tensor that autograd keeps in a real step of two lanes, the frozen weights apart."""
-    write_concept_folders(tmp_path, seed=3, num_persons=1, num_pets=1, num_objects=0)
+    write_concept_folders(tmp_path, seed=3, num_persons=1, num_pets=1, num_objects=0, sizes=FEW)
     backbone = load_backbone("miniature", dtype=DTYPES[precision])
     backbone.model.language_model.model.attention_kernel = kernel
     workbench = Workbench(backbone, lanes_per_pack=2)
@@ -164,7 +164,7 @@ def test_what_is_kept_for_the_backward_pass_is_counted(tmp_path: Path, precision
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's account of memory")
 def test_the_memory_of_a_real_training_is_predicted_to_a_quarter(tmp_path: Path) -> None:
     """Weights, autoencoder and what two lanes keep between forward and backward pass, beside the peak of a process."""
-    write_concept_folders(tmp_path, seed=3, num_persons=1, num_pets=1, num_objects=0)
+    write_concept_folders(tmp_path, seed=3, num_persons=1, num_pets=1, num_objects=0, sizes=FEW)
     report = plan_training(
         str(tmp_path), backbone="miniature", overrides={"precision": "float32"}, num_concepts=None, lanes=2,
         flops_per_s=1e9,
@@ -187,7 +187,7 @@ def test_a_prediction_holds_within_a_fifth_of_a_real_run(tmp_path: Path, setting
     """Computing time is compared: a busy machine distorts it least."""
     torch.set_num_threads(1)
     concepts = tmp_path / "concepts"
-    write_concept_folders(concepts, seed=3, num_persons=1, num_pets=1, num_objects=0)
+    write_concept_folders(concepts, seed=3, num_persons=1, num_pets=1, num_objects=0, sizes=FEW)
     overrides = {"steps": 5, **settings}
     ratios = []
     for _ in range(3):

@@ -12,7 +12,7 @@ from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import TrainingError
-from omnifarm.miniature.benchmark import write_concept_folders
+from omnifarm.miniature.benchmark import FEW, write_concept_folders
 from omnifarm.training import precision
 from omnifarm.training.precision import serves, weights_dtype
 from omnifarm.training.workbench import Workbench
@@ -34,7 +34,7 @@ def test_a_cpu_without_bf16_products_learns_a_bf16_recipe_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     multiplies(monkeypatch, False)
-    write_concept_folders(tmp_path, seed=3, num_persons=1, num_pets=0, num_objects=0)
+    write_concept_folders(tmp_path, seed=3, num_persons=1, num_pets=0, num_objects=0, sizes=FEW)
     [(_, spec)] = load_concepts(str(tmp_path))
     assert isinstance(spec, ConceptSpec)
     recipe = TrainingRecipe(steps=2, batch_size=3, precision="bfloat16")
