@@ -1,4 +1,3 @@
-import shutil
 from copy import deepcopy
 
 import pytest
@@ -274,27 +273,6 @@ def test_training_modes_change_no_number(tiny_model: Backbone, special_ids: Spec
         gradients.append(table.grad)
     tiny_model.set_training_mode()
     torch.testing.assert_close(*gradients, **EXACT)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at it while it traces
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-def test_compiling_changes_nothing_but_rounding(
-    tiny_model: Backbone, special_ids: SpecialIds, vit_image, latent_image
-) -> None:
-    gradients = []
-    for count in (2, 3):
-        sample = [soft_text(experts="ug"), vit_image(2, 2), latent_image(2, 2, timestep_logit=0.0)]
-        samples = [sample] * count + [[soft_text(experts="uu"), TextSegment(ids=(4,), has_loss=True)]]
-        packed = pack(samples, special_ids=special_ids, config=tiny_model.config)
-        for compiled in (False, True):
-            tiny_model.set_training_mode(compiled=compiled)
-            table = soft_table().requires_grad_()
-            output = tiny_model.train_forward(packed, soft_table=table)
-            (output.ce.sum() + output.mse.mean()).backward()
-            gradients.append(table.grad)
-    tiny_model.set_training_mode()
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(gradients[3], gradients[2], rtol=1e-5, atol=1e-7)
 
 
 def test_packs_may_lack_images_targets_or_labels(
