@@ -59,7 +59,12 @@ def measure(specs: list[ConceptSpec], *, noise_draws: int, budget_s: float, poin
     """Learn with one setting; return held-out losses along the way."""
     backbone = load_backbone("miniature", dtype=weights_dtype("bfloat16", "cpu"))
     images = PreparedImages(backbone)
-    usual = {**backbone.config.defaults.get("recipe", {}), "decay_from": 1.0, "steps": 100_000}
+    usual = {
+        **backbone.config.defaults.get("recipe", {}),
+        "decay_from": 1.0,
+        "steps": 100_000,
+        "is_self_described": False,
+    }
     recipe = TrainingRecipe.from_json({**usual, "noise_draws": noise_draws})
     careful = TrainingRecipe.from_json({**usual, "noise_draws": 6, "text_dropout": 0.0})
     trainer = Trainer(

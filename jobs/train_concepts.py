@@ -152,6 +152,8 @@ def main(
                     backbone, dtype=weights_dtype(chosen.recipe.precision, "cuda" if use_gpu else "cpu")
                 )
                 least = least_workers(weights_bytes=size, free_bytes=room)
+                if least > 1:
+                    require_shareable(chosen.recipe)
                 wait_for(max(least, workers_per_cell or 1))
             nodes = ray_cluster.node_sizes()
             shape = plan_cells(

@@ -80,7 +80,7 @@ class Fp8Linear(nn.Module):
 @cache
 def _untraced() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Return the product, hidden from the compiler: torch 2.13 cannot trace its own backward pass. What surrounds it is
-    still fused. Made at first use, because torch then imports its compiler, two seconds of every process."""
+    still fused. Made with the first layer, because torch then imports its compiler, two seconds of every process."""
 
     def product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         return tall(lambda rows: _Product.apply(rows, weight, scale), x)  # type: ignore[no-untyped-call]

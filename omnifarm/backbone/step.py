@@ -54,8 +54,8 @@ class Layout:
     """(N,) in memory order."""
     plan: AttentionPlan
     """Attention over the pool."""
-    outputs: Outputs
-    """The rows whose results are wanted."""
+    outputs: Outputs | None
+    """The rows whose results are wanted; None for all."""
 
 
 def lay_out(parts: Sequence[Part], *, device: torch.device | str, dtype: torch.dtype) -> Layout:
@@ -82,19 +82,20 @@ def lay_out(parts: Sequence[Part], *, device: torch.device | str, dtype: torch.d
             for one in part.sequences
         ]
         next_und, next_gen = next_und + u, next_gen + e
-    wanted = torch.nonzero(is_wanted).flatten()
-    outputs = outputs_of(
-        wanted,
-        num_und=num_und,
-        sequences=sequences,
-        plan=lambda some: plan_rows(some, num_queries=len(wanted), dtype=dtype),
-    )
+    wanted, outputs = torch.nonzero(is_wanted).flatten(), None
+    if len(wanted) < total:
+        outputs = outputs_of(
+            wanted,
+            num_und=num_und,
+            sequences=sequences,
+            plan=lambda some: plan_rows(some, num_queries=len(wanted), dtype=dtype),
+        ).to(device)
     return Layout(
         num_und=num_und,
         positions=positions.to(device),
         rows=rows.to(device),
         plan=plan_rows(sequences, num_queries=total, dtype=dtype).to(device),
-        outputs=outputs.to(device),
+        outputs=outputs,
     )
 
 
@@ -124,7 +125,7 @@ def run_parts(
         outputs=layout.outputs,
     )
     counts = [(len(part.und) * part.wants[0], len(part.gen) * part.wants[1]) for part in parts]
-    und, gen = hidden.tensor_split([len(layout.outputs.und_rows)])
+    und, gen = hidden.tensor_split([sum(u for u, _ in counts)])
     return list(zip(und.split([u for u, _ in counts]), gen.split([e for _, e in counts]), strict=True))
 
 

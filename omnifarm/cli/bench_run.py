@@ -86,7 +86,8 @@ def prepare(plan: RunPlan, *, store_url: str) -> Prepared:
         ConceptError: The data cannot be used.
     """
     store = open_store(store_url)
-    backbone = inspect_backbone(plan.backbone, overrides=plan.recipe)
+    # A benchmark teaches what its data say, to every row alike, and not what a backbone sees by itself.
+    backbone = inspect_backbone(plan.backbone, overrides={"is_self_described": False, **plan.recipe})
     with tempfile.TemporaryDirectory() as scratch:
         data = with_gaps(load_benchmark(plan.data, sizes=plan.sizes, scratch=Path(scratch)))
         if data.drawn:

@@ -137,8 +137,8 @@ def describe(
     """Let the backbone draft questions and captions for concepts that came with photographs alone.
 
     Every photograph is shown to the untrained backbone; what it says about each, and what most of them say about the
-    concept's looks, is appended to concept.yaml under a comment, the class noun replaced by the concept's name. Read it
-    before training: it is what a model saw, not what is true. Facts that no photograph shows (`extra_info`) remain yours
+    concept's looks, is appended to concept.yaml under a comment, the class noun replaced by the concept's name, with
+    questions about its facts beside it. Read it before training: it is what a model saw, not what is true. Facts that no photograph shows (`extra_info`) remain yours
     to write. Concepts with questions are left alone.
     """
     from omnifarm.backbone.weights import load_backbone

@@ -2,8 +2,8 @@
 
 Every photograph of a concept without questions is shown to the untrained backbone, which knows the class but not the
 concept; where it says "the dog", the concept's name is put. What the concept looks like is asked of every photograph,
-too, and what most of them say becomes a question without a picture: so what was only seen can be told in words. What it
-says is a draft: it is appended to concept.yaml under a comment, for its owner to read.
+too, and what most of them say becomes a question without a picture: so what was only seen can be told in words. Beside
+these stand the questions that would have been made from its facts. What it says is a draft: it is appended to concept.yaml under a comment, for its owner to read.
 """
 
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ import yaml
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.concept.datasets import plain
 from omnifarm.concept.datasets.load import open_place
+from omnifarm.concept.examples import text_questions
 from omnifarm.concept.prepared import PreparedImages
 from omnifarm.concept.problems import Problems
 from omnifarm.concept.reading import Reader
-from omnifarm.concept.samples import templates_of
+from omnifarm.concept.samples import templates_of, unknown_looks
 from omnifarm.concept.self_description import said_of, seen_looks
 from omnifarm.concept.sources import LocalSource
 from omnifarm.concept.spec import ConceptSpec
-from omnifarm.concept.templates import generated_questions
 from omnifarm.errors import ConfigError
 
 
@@ -91,9 +91,10 @@ def _draft(spec: ConceptSpec, *, backbone: LoadedBackbone, images: PreparedImage
         if wants_captions:
             text = answers[-1]
             captions[file] = text if spec.identifier in text else f"A photo of {spec.identifier}. {text}".strip()
-    looks = seen_looks(spec, templates_of(backbone).looks(spec.class_noun), backbone=backbone, images=images)
+    unknown = unknown_looks(spec, templates=templates_of(backbone))
+    looks = seen_looks(spec, unknown, backbone=backbone, images=images)
     # Questions without a picture replace those that would be made from its facts, so these are written down, too.
-    qa += [{"question": question, "answer": answer} for question, answer in (*generated_questions(spec), *looks)]
+    qa += [{"question": question, "answer": answer} for question, answer in (*text_questions(spec), *looks)]
     return {"qa": qa, "captions": captions} if captions else {"qa": qa}
 
 

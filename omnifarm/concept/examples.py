@@ -1,7 +1,8 @@
 """What one concept is taught, as plain descriptions: texts and pictures, no tensors.
 
 An example says which pictures and texts belong together; `segments.py` makes it a sequence. `ExampleSampler` hands
-them out: the samples of a step depend on the step, the recipe and the concept alone, so a step number is the whole
+them out: the samples of a step depend on the step, the recipe, the
+concept and what the backbone said of its looks alone, so a step number is the whole
 data cursor. Every pool is walked in shuffled rounds, so nothing is forgotten and nothing repeated early.
 """
 
@@ -12,6 +13,7 @@ from typing import Literal, TypeVar
 import torch
 
 from omnifarm.concept.recipe import TASKS, Task, TrainingRecipe
+from omnifarm.concept.self_description import Looks
 from omnifarm.concept.spec import ConceptImage, ConceptSpec
 from omnifarm.concept.templates import GENERAL, USUAL_QUESTION, RecognitionTemplate, Templates, generated_questions
 from omnifarm.errors import ConceptError
@@ -56,7 +58,7 @@ class ExampleSampler:
         spec: The concept.
         recipe: Batch size, shares of the tasks and seed.
         templates: Sentences in the backbone's style.
-        looks: Questions without a picture, and answers, besides the concept's own; left out where it has the question.
+        looks: Questions without a picture, and answers, besides the concept's own.
 
     Raises:
         ConceptError: Nothing can be learned under this recipe (a task has all the weight and no data).
@@ -68,16 +70,14 @@ class ExampleSampler:
         *,
         recipe: TrainingRecipe,
         templates: Templates = GENERAL,
-        looks: Sequence[tuple[str, str]] = (),
+        looks: Looks = (),
     ) -> None:
         self.spec = spec
         self._recipe = recipe
         self._templates = templates
         self._present, self._absent = _recognition_pools(spec)
         self._vqa = [qa for qa in spec.qa if qa.kind == "vqa" and qa.image is not None]
-        given = [(qa.question, qa.answer) for qa in spec.qa if qa.kind == "text"] or generated_questions(spec)
-        known = {question for question, _ in given}
-        self._text = given + [pair for pair in looks if pair[0] not in known]
+        self._text = [*text_questions(spec), *looks]
         asked = {qa.image.digest for qa in self._vqa if qa.image is not None}
         # A picture that is read for one question is read for both; possible where questions reach every photo.
         self._pairs_questions = all(one.image.digest in asked for one in self._present)
@@ -184,6 +184,11 @@ class ExampleSampler:
             last, more = self._counts[-1], self._shares.num_samples_at(len(self._counts) - 1)
             self._counts.append({task: last[task] + more[task] for task in TASKS})
         return self._counts[step]
+
+
+def text_questions(spec: ConceptSpec) -> list[tuple[str, str]]:
+    """Return a concept's questions without a picture, and answers: those that came with it, else made from its facts."""
+    return [(qa.question, qa.answer) for qa in spec.qa if qa.kind == "text"] or generated_questions(spec)
 
 
 def can_ask_recognition(spec: ConceptSpec) -> bool:

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from omnifarm.backbone.segments import Segment, TextSegment
 from omnifarm.backbone.weights import LoadedBackbone
-from omnifarm.concept.examples import Example, ExampleSampler
+from omnifarm.concept.examples import Example, ExampleSampler, text_questions
 from omnifarm.concept.prepared import PreparedImage, PreparedImages
 from omnifarm.concept.prompts import Tokenizer, system_prompt, target_text, user_text
 from omnifarm.concept.recipe import Task, TrainingRecipe
-from omnifarm.concept.self_description import seen_looks
+from omnifarm.concept.self_description import Looks, seen_looks
 from omnifarm.concept.soft_tokens import SoftTokenLayout
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.concept.templates import STYLES, Templates
@@ -182,8 +182,8 @@ class ConceptSamples:
         backbone: Tokenizer and style of sentences.
         images: Prepared pictures, shared with other concepts.
         layout: Rows of the concept's table; the recipe's by default.
-        between: Called now and then while the backbone is asked about the photographs (`is_self_described`); what it
-            raises goes through.
+        looks: What the backbone said of the photographs; None asks it if the recipe is `is_self_described`.
+        between: Called now and then while it is asked; what it raises goes through.
 
     Raises:
         ConceptError: The recipe leaves nothing to learn.
@@ -198,6 +198,7 @@ class ConceptSamples:
         backbone: LoadedBackbone,
         images: PreparedImages,
         layout: SoftTokenLayout | None = None,
+        looks: Looks | None = None,
         between: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
@@ -206,11 +207,11 @@ class ConceptSamples:
         self._images = images
         self._prompter = Prompter(tokenizer=backbone.tokenizer, layout=self.layout, identifier=spec.identifier)
         templates = templates_of(backbone)
-        looks = (
-            seen_looks(spec, templates.looks(spec.class_noun), backbone=backbone, images=images, between=between)
-            if recipe.is_self_described
-            else ()
-        )
+        if looks is None:
+            is_asked = recipe.is_self_described and recipe.share_understanding > 0
+            unknown = unknown_looks(spec, templates=templates) if is_asked else []
+            looks = seen_looks(spec, unknown, backbone=backbone, images=images, between=between)
+        self.looks = looks
         self._sampler = ExampleSampler(spec, recipe=recipe, templates=templates, looks=looks)
 
     def draw(self, step: int) -> list[ConceptSample]:
@@ -229,6 +230,12 @@ class ConceptSamples:
         draws = draw_randomness(example, recipe=self._recipe, image=image, target=target, source=source)
         segments = build_segments(example, prompter=self._prompter, image=image, target=target, draws=draws)
         return ConceptSample(task=example.task, segments=segments)
+
+
+def unknown_looks(spec: ConceptSpec, *, templates: Templates) -> list[str]:
+    """Return the questions about a concept's looks that it does not answer itself; `{c}` stands for it."""
+    known = {question for question, _ in text_questions(spec)}
+    return [one for one in templates.looks(spec.class_noun) if one.format(c=spec.identifier) not in known]
 
 
 def templates_of(backbone: LoadedBackbone) -> Templates:

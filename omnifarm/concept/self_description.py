@@ -17,6 +17,9 @@ from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.concept.prepared import PreparedImages
 from omnifarm.concept.spec import ConceptImage, ConceptSpec, normalise_text
 
+Looks = tuple[tuple[str, str], ...]
+"""Questions about a concept's looks that need no picture, and answers."""
+
 MOST_PHOTOS = 12
 """Photographs whose answers are counted; more hardly change what most of them say."""
 _MOST_TOKENS = 64
@@ -29,7 +32,7 @@ def seen_looks(
     backbone: LoadedBackbone,
     images: PreparedImages,
     between: Callable[[], None] = lambda: None,
-) -> list[tuple[str, str]]:
+) -> Looks:
     """Return questions about a concept's looks, which need no picture, with the backbone's most frequent answers.
 
     Asked of the first `MOST_PHOTOS` photographs; of equally frequent answers the first counts.
@@ -44,6 +47,8 @@ def seen_looks(
     Raises:
         ConceptError: A photograph is gone or was changed since the concept was read.
     """
+    if not questions:
+        return ()
     answers: list[list[str]] = []
     for image in spec.images[:MOST_PHOTOS]:
         between()
@@ -52,7 +57,7 @@ def seen_looks(
     for question, said in zip(questions, zip(*answers, strict=True), strict=True):
         if given := [text for text in said if text]:
             looks.append((question.format(c=spec.identifier), Counter(given).most_common(1)[0][0]))
-    return looks
+    return tuple(looks)
 
 
 def said_of(
@@ -74,6 +79,8 @@ def said_of(
         backbone: Held whole by this process.
         images: Prepares the photograph.
     """
+    if not questions:
+        return []
     model, tokenizer = backbone.model, backbone.tokenizer
     photo = images.get(spec, image).vit()
     asked = [

@@ -7,6 +7,7 @@ from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.store.open import open_store
 from omnifarm.training.compiling import has_compiler
+from omnifarm.training.sharding import require_shareable
 from omnifarm.training.workbench import Workbench
 
 
@@ -39,6 +40,8 @@ def run_worker(
         store=store,
         compiled=settings.compiled and has_compiler(device),
     )
+    if workbench.is_shared:
+        require_shareable(recipe)
     with open_tracker(settings.track) as tracker:
         Worker(
             worker_id,

@@ -104,7 +104,7 @@ class BenchmarkConcept:
     train_qa: tuple[Asked, ...]
     test_vqa: tuple[Asked, ...]
     test_qa: tuple[Asked, ...]
-    """Without pictures: facts in other words, and looks never asked about in training."""
+    """Without pictures: facts in other words, and looks that no question of its data asks about."""
     replays: tuple[Replay, ...]
     """Requests to draw that lean on a fact."""
     train_edits: tuple[EditCase, ...]

@@ -1,12 +1,13 @@
 """A lane as bytes: one safetensors object, tensors and JSON together, so that it is whole or not there.
 
 Holds all a lane needs to go on bit for bit: soft tokens, AdamW's memory, the step (which is the data cursor and the
-seed of every random draw) and the losses so far. What the lane was started from is recorded as an identity, and a
+seed of every random draw), what the backbone said of its photographs, and the losses so far. What the lane was started from is recorded as an identity, and a
 checkpoint of anything else is refused.
 """
 
 import json
 from dataclasses import fields
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,11 +15,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.self_description import Looks
 from omnifarm.errors import TrainingError
 from omnifarm.training.lane import HeldOutLoss, Lane, SampleSource, StepLosses
 from omnifarm.training.optimizer import Moments
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _HEADER = "omnifarm_lane"
 _COLUMNS = tuple(column.name for column in fields(StepLosses))
 
@@ -38,6 +40,7 @@ def save_lane(lane: Lane, *, identity: str) -> bytes:
         "step": lane.step,
         "stopped": lane.stopped,
         "train_s": lane.train_s,
+        "looks": lane.looks,
         "loss_columns": _COLUMNS,
     }
     tensors = {
@@ -74,15 +77,7 @@ def load_lane(
     Raises:
         TrainingError: The bytes are damaged, of another schema, or of another identity; going on would mix two runs.
     """
-    try:
-        tensors = load(data)
-        header = json.loads(_metadata(data)[_HEADER])
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise TrainingError(f"expected a lane checkpoint, found {len(data)} bytes that are none: {error}") from error
-    if header.get("schema_version") != SCHEMA_VERSION:
-        raise TrainingError(
-            f"expected lane checkpoint schema {SCHEMA_VERSION}, found {header.get('schema_version')}; start the lane anew"
-        )
+    tensors, header = _parts(data)
     if header["identity"] != identity:
         raise TrainingError(
             f"the checkpoint of {header['name']!r} belongs to {header['identity'][:12]}, expected {identity[:12]}; "
@@ -101,10 +96,40 @@ def load_lane(
         held_out_losses=[HeldOutLoss(step=int(row[0]), loss=row[1]) for row in tensors["held_out_losses"].tolist()],
         best=tensors["best"].to(device) if "best" in tensors else None,
         train_s=header["train_s"],
+        looks=_looks_of(header),
         stopped=header["stopped"],
     )
     _require_whole(lane, tensors)
     return lane
+
+
+def saved_looks(data: bytes) -> Looks:
+    """Return what the backbone said of a lane's photographs when it began: asked again elsewhere, it may say otherwise.
+
+    Args:
+        data: What `save_lane` returned.
+
+    Raises:
+        TrainingError: The bytes are damaged or of another schema.
+    """
+    return _looks_of(_parts(data)[1])
+
+
+def _looks_of(header: dict[str, Any]) -> Looks:
+    return tuple((question, answer) for question, answer in header["looks"])
+
+
+def _parts(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        tensors = load(data)
+        header: dict[str, Any] = json.loads(_metadata(data)[_HEADER])
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise TrainingError(f"expected a lane checkpoint, found {len(data)} bytes that are none: {error}") from error
+    if header.get("schema_version") != SCHEMA_VERSION:
+        raise TrainingError(
+            f"expected lane checkpoint schema {SCHEMA_VERSION}, found {header.get('schema_version')}; start the lane anew"
+        )
+    return tensors, header
 
 
 def _require_whole(lane: Lane, tensors: dict[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.samples import ConceptSample
+from omnifarm.concept.self_description import Looks
 from omnifarm.training.optimizer import Moments, adamw_, clip
 
 
@@ -84,6 +85,8 @@ class Lane:
     """Soft tokens (C, D) at the best measurement; None before the first."""
     train_s: float = 0.0
     """Seconds of stepping so far, waiting not counted; says nothing about the result."""
+    looks: Looks = ()
+    """What the backbone said of its photographs before its first step, which its samples teach too."""
     stopped: str | None = None
     """Why the lane will take no further step although it is not done; None while it is healthy."""
 
@@ -96,6 +99,7 @@ class Lane:
         source: SampleSource,
         soft_CD: Tensor,
         held_out: SampleSource | None = None,
+        looks: Looks = (),
     ) -> "Lane":
         """Begin a lane.
 
@@ -105,10 +109,13 @@ class Lane:
             source: Its samples.
             soft_CD: Initial soft tokens (C, D); copied, as float32.
             held_out: Samples to measure on, if the recipe asks for it.
+            looks: What `source` teaches of its looks, to be asked once.
         """
         soft_CD = soft_CD.detach().to(torch.float32).clone().requires_grad_(True)
         moments = Moments.zeros_like(soft_CD.detach())
-        return cls(name=name, recipe=recipe, source=source, soft=soft_CD, moments=moments, held_out=held_out)
+        return cls(
+            name=name, recipe=recipe, source=source, soft=soft_CD, moments=moments, held_out=held_out, looks=looks
+        )
 
     @property
     def is_done(self) -> bool:

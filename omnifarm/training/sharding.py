@@ -26,6 +26,9 @@ SHARDINGS: tuple[ShardingName, ...] = get_args(ShardingName)
 FITTING_SHARE = 0.6
 """Part of a worker's free memory that weights may take; the rest is for activations and the autoencoder."""
 
+NEEDS_WHOLE_FOR_FLOAT8 = "float8 needs the whole backbone in every process; use --sharding replicated"
+"""Said wherever a shared backbone is asked for 8-bit products."""
+
 
 class Turn(IntEnum):
     """What a process wants of the next forward, and, as the largest of all wishes, what the cell does."""
@@ -119,7 +122,7 @@ def require_shareable(recipe: TrainingRecipe) -> None:
         ConfigError: It computes in 8 bits, or lets concepts describe themselves.
     """
     if recipe.precision == "float8":
-        raise ConfigError("float8 needs the whole backbone in every process; use --sharding replicated")
+        raise ConfigError(NEEDS_WHOLE_FOR_FLOAT8)
     if recipe.is_self_described:
         raise ConfigError(
             "a concept describes itself (is_self_described) only where every process holds the whole backbone; use "

@@ -21,11 +21,12 @@ from omnifarm.concept.held_out import split_held_out
 from omnifarm.concept.prepared import PreparedImages
 from omnifarm.concept.recipe import Precision, TrainingRecipe
 from omnifarm.concept.samples import ConceptSamples
+from omnifarm.concept.self_description import Looks
 from omnifarm.concept.soft_tokens import SoftTokenLayout, SoftTokens, initial_table
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConfigError, TrainingError
 from omnifarm.store.base import Store
-from omnifarm.training.checkpoint import load_lane
+from omnifarm.training.checkpoint import load_lane, saved_looks
 from omnifarm.training.compiling import choose_attention, compile_backbone
 from omnifarm.training.curves import curve_parquet, loss_curve
 from omnifarm.training.lane import Lane
@@ -33,7 +34,7 @@ from omnifarm.training.loop import Trainer
 from omnifarm.training.plan import StepCost, lane_costs, measuring_cost
 from omnifarm.training.precision import precision_of, serves, weights_dtype
 from omnifarm.training.sharded_backbone import open_backbone
-from omnifarm.training.sharding import Replicated, Sharding, require_shareable
+from omnifarm.training.sharding import NEEDS_WHOLE_FOR_FLOAT8, Replicated, Sharding, require_shareable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +108,7 @@ class Workbench:
         loaded, layout = open_backbone(backbone, sharding=sharding, dtype=dtype, device=device)
         if precision == "float8":
             if not isinstance(layout, Replicated):
-                raise ConfigError("float8 needs the whole backbone in every process; use --sharding replicated")
+                raise ConfigError(NEEDS_WHOLE_FOR_FLOAT8)
             use_fp8(loaded.model)
         if isinstance(layout, Replicated):
             choose_attention(loaded)
@@ -145,7 +146,8 @@ class Workbench:
             recipe: How to learn it.
             identity: Digest of concept, recipe and backbone.
             checkpoint: Where an earlier lane of this identity stopped, or None.
-            between: Called before each picture is prepared, which may take long in all; what it raises goes through.
+            between: Called before each picture is prepared or asked about, which may take long in all; what it raises
+                goes through.
 
         Raises:
             ConceptError: The concept's data cannot be used.
@@ -165,8 +167,9 @@ class Workbench:
         if recipe.held_out_photos:
             learned, measured = split_held_out(spec, count=recipe.held_out_photos)
             # What it looks like is asked of the photographs that it learns from.
-            held_out = self.samples(measured, recipe=recipe.with_overrides({"is_self_described": False}))
-        source = self.samples(learned, recipe=recipe, between=between)
+            held_out = self.samples(measured, recipe=recipe, looks=())
+        looks = None if checkpoint is None else saved_looks(checkpoint)
+        source = self.samples(learned, recipe=recipe, looks=looks, between=between)
         if checkpoint is not None:
             return load_lane(
                 checkpoint, identity=identity, recipe=recipe, source=source, held_out=held_out, device=model.device
@@ -186,7 +189,14 @@ class Workbench:
             else None,
             name=spec.name,
         )
-        return Lane.start(spec.name, recipe=recipe, source=source, soft_CD=table_CD.to(model.device), held_out=held_out)
+        return Lane.start(
+            spec.name,
+            recipe=recipe,
+            source=source,
+            soft_CD=table_CD.to(model.device),
+            held_out=held_out,
+            looks=source.looks,
+        )
 
     def samples(
         self,
@@ -194,11 +204,18 @@ class Workbench:
         *,
         recipe: TrainingRecipe,
         layout: SoftTokenLayout | None = None,
+        looks: Looks | None = None,
         between: Callable[[], None] = lambda: None,
     ) -> ConceptSamples:
         """Return the samples of a concept's training; arguments as of `ConceptSamples`."""
         return ConceptSamples(
-            spec, recipe=recipe, backbone=self._backbone, images=self._images, layout=layout, between=between
+            spec,
+            recipe=recipe,
+            backbone=self._backbone,
+            images=self._images,
+            layout=layout,
+            looks=looks,
+            between=between,
         )
 
     @torch.no_grad()

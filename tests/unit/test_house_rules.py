@@ -45,6 +45,19 @@ for found in pkgutil.walk_packages(package.__path__, "{module}."):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_a_process_that_opens_a_backbone_imports_neither_a_compiler_nor_tables_of_models() -> None:
+    """Each takes two seconds, of every worker and every replica that starts."""
+    checkpoint = ROOT / "tests" / "golden" / "a" / "checkpoint"
+    program = f"""
+import sys
+from omnifarm.training.workbench import Workbench
+Workbench.open({str(checkpoint)!r}, precision="float32")
+print(*(name for name in ("torch._dynamo", "transformers.activations", "diffusers", "peft") if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr[-2000:]
+
+
 def test_nothing_is_unpickled() -> None:
     """Artifacts and weights come from strangers; the only formats read are safetensors, JSON, YAML and parquet."""
     offenders = []

@@ -165,11 +165,12 @@ def test_texts_decoded_together_are_those_decoded_alone(tiny_model: Backbone) ->
     assert len({tuple(ids) for ids in alone}) > 1
     assert all(ids[0] == 90 for ids in alone)
     # In bf16 attention is another kernel's, whichever one is set for training.
-    tiny_model.set_training_mode(attention_kernel="flex")
     rounded = deepcopy(tiny_model).to(torch.bfloat16)
+    rounded.set_training_mode(attention_kernel="flex")
     contexts = [add_text(rounded, empty_context(rounded), TextSegment(ids=tuple(range(n)))) for n in (1, 9, 4)]
+    alone = [generate_text(rounded, context, max_tokens=1) for context in contexts]
+    assert generate_texts(rounded, contexts, max_tokens=1) == alone
     assert len(generate_texts(rounded, contexts, max_tokens=8)) == 3
-    tiny_model.set_training_mode()
 
 
 def test_decoding_ends_before_the_end_token(tiny_model: Backbone) -> None:

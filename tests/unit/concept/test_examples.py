@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from omnifarm.concept.examples import Example, ExampleSampler
+from omnifarm.concept.examples import Example, ExampleSampler, text_questions
 from omnifarm.concept.recipe import TrainingRecipe
+from omnifarm.concept.samples import unknown_looks
 from omnifarm.concept.spec import QA, ConceptImage, ConceptSpec, EditPair, Negative
 from omnifarm.concept.templates import GENERAL, PLAIN, fact_questions
 from omnifarm.errors import ConceptError
@@ -89,15 +90,18 @@ def test_given_text_questions_replace_generated_ones() -> None:
 
 
 def test_what_the_backbone_saw_joins_what_is_asked_without_a_picture() -> None:
-    asked = QA(question="Who is <bo>?", answer="A dog.")
-    seen = [("What color is <bo>?", "Brown."), (asked.question, "A cat.")]
-    for spec, known in ((SPEC, "What does <bo> have?"), (replace(SPEC, qa=(asked,)), asked.question)):
-        sampler = ExampleSampler(spec, recipe=RECIPE, looks=seen)
-        texts = {(e.prompt, e.answer) for step in range(60) for e in sampler.draw(step) if e.kind == "text"}
-        assert seen[0] in texts
-        assert known in {question for question, _ in texts}
-        if spec is not SPEC:
-            assert texts == {seen[0], (asked.question, asked.answer)}, "what the owner says comes first"
+    seen = (("What color is <bo>?", "Brown."),)
+    sampler = ExampleSampler(SPEC, recipe=RECIPE, looks=seen)
+    texts = {(e.prompt, e.answer) for step in range(60) for e in sampler.draw(step) if e.kind == "text"}
+    assert {*seen, *text_questions(SPEC)} == texts
+
+
+def test_only_looks_that_the_concept_says_nothing_about_are_asked() -> None:
+    assert unknown_looks(SPEC, templates=GENERAL) == [], "its own description says what it looks like"
+    bare = replace(SPEC, info="")
+    assert unknown_looks(bare, templates=GENERAL) == ["What does {c} look like?"]
+    told = replace(bare, qa=(QA(question="What does <bo> look like?", answer="Brown."),))
+    assert unknown_looks(told, templates=GENERAL) == []
 
 
 def test_recognition_questions_of_the_data_are_asked() -> None:

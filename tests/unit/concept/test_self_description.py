@@ -3,16 +3,20 @@ from dataclasses import replace
 import pytest
 
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
+from omnifarm.concept import samples
 from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.prepared import PreparedImages
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.samples import ConceptSamples
-from omnifarm.concept.self_description import MOST_PHOTOS, said_of, seen_looks
+from omnifarm.concept.self_description import MOST_PHOTOS, Looks, said_of, seen_looks
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.concept.templates import PLAIN
+from omnifarm.errors import ConfigError
 from omnifarm.miniature.benchmark import BenchmarkConcept, draw_benchmark
 from omnifarm.miniature.benchmark_files import write_plain
 from omnifarm.miniature.text import appearance_turns
+from omnifarm.training.checkpoint import save_lane
+from omnifarm.training.workbench import Workbench
 
 
 @pytest.fixture(scope="module")
@@ -61,37 +65,57 @@ def test_most_photographs_decide_and_each_is_announced(
     )
     assert len(announced) == MOST_PHOTOS
     told = said_of(spec, good, questions, backbone=miniature, images=images)
-    assert looks == [(question.format(c=spec.identifier), text) for question, text in zip(questions, told, strict=True)]
+    expected = zip((question.format(c=spec.identifier) for question in questions), told, strict=True)
+    assert looks == tuple(expected)
 
 
 def test_a_concept_learns_what_it_says_of_itself_only_if_the_recipe_asks(
     miniature: LoadedBackbone, specs: dict[str, ConceptSpec]
 ) -> None:
-    spec = next(iter(specs.values()))
-    bare = replace(spec, qa=())
+    bare = replace(next(iter(specs.values())), qa=())
     images = PreparedImages(miniature)
-    asked = {}
-    for described in (False, True):
-        recipe = TrainingRecipe(batch_size=8, is_self_described=described)
-        samples = ConceptSamples(bare, recipe=recipe, backbone=miniature, images=images)
-        texts = {
-            one.ids
-            for step in range(30)
-            for sample in samples.draw(step)
-            for one in sample.segments
-            if hasattr(one, "ids")
-        }
-        asked[described] = {
-            question for question in PLAIN.looks(spec.class_noun) if _ids(miniature, question, spec) in texts
-        }
-    assert asked == {False: set(), True: set(PLAIN.looks(spec.class_noun))}
+
+    def told(*, looks: Looks | None = None, **settings: object) -> Looks:
+        recipe = TrainingRecipe.from_json(settings)
+        return ConceptSamples(bare, recipe=recipe, backbone=miniature, images=images, looks=looks).looks
+
+    questions = [question.format(c=bare.identifier) for question in PLAIN.looks(bare.class_noun)]
+    assert told() == ()
+    assert [question for question, _ in told(is_self_described=True)] == questions
+    alone = {"share_understanding": 0.0, "share_generation": 0.5, "share_editing": 0.5}
+    assert told(is_self_described=True, **alone) == (), "nobody would be asked"
+    known = (("What color is it?", "Red."),)
+    assert told(is_self_described=True, looks=known) == known, "what was said before is not asked again"
 
 
-def _ids(backbone: LoadedBackbone, question: str, spec: ConceptSpec) -> tuple[int, ...]:
-    from omnifarm.concept.prompts import user_text
-
-    return user_text(question.format(c=spec.identifier), tokenizer=backbone.tokenizer, rows={spec.identifier: 0}).ids
-
-
-def test_classes_outside_the_drawn_world_are_asked_nothing() -> None:
+def test_classes_outside_the_drawn_world_are_asked_nothing(
+    miniature: LoadedBackbone, specs: dict[str, ConceptSpec]
+) -> None:
+    strange = replace(next(iter(specs.values())), class_noun="spaceship")
+    images, recipe = PreparedImages(miniature), TrainingRecipe(is_self_described=True)
     assert PLAIN.looks("spaceship") == ()
+    assert ConceptSamples(strange, recipe=recipe, backbone=miniature, images=images).looks == ()
+    assert said_of(strange, strange.images[0], [], backbone=miniature, images=images) == []
+
+
+def test_a_lane_that_goes_on_teaches_what_was_said_when_it_began(
+    miniature: LoadedBackbone, specs: dict[str, ConceptSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = next(iter(specs.values()))
+    workbench = Workbench(miniature)
+    recipe = TrainingRecipe(steps=4, is_self_described=True, precision="float32")
+    lane = workbench.lane(spec, recipe=recipe, identity="x")
+    assert lane.looks
+    saved = save_lane(lane, identity="x")
+    monkeypatch.setattr(samples, "seen_looks", lambda *_, **__: pytest.fail("asked again"))
+    again = workbench.lane(spec, recipe=recipe, identity="x", checkpoint=saved)
+    assert again.looks == lane.looks
+
+
+def test_where_the_backbone_is_shared_nobody_is_asked(
+    miniature: LoadedBackbone, specs: dict[str, ConceptSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workbench, "is_shared", True)
+    recipe = TrainingRecipe(is_self_described=True, precision="float32")
+    with pytest.raises(ConfigError, match="describes itself"):
+        Workbench(miniature).lane(next(iter(specs.values())), recipe=recipe, identity="x")
