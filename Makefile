@@ -32,7 +32,7 @@ studio: $(STAMP)  ## Open the studio: teach, ask, draw and edit in the browser (
 	$(BIN)/omnifarm studio $(if $(BACKBONE),--backbone "$(BACKBONE)") $(STUDIO_FLAGS)
 
 test: $(STAMP)  ## Run every test, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TEST_FLAGS)
 
 check: $(STAMP)  ## Format, lint, types, import layers
 	$(BIN)/ruff format --check .

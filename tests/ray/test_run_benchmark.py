@@ -14,7 +14,7 @@ from omnifarm.store.local import LocalStore
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(600),
     # What Ray and its dependencies warn about is theirs.
     pytest.mark.filterwarnings("ignore"),
 ]

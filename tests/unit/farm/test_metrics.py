@@ -117,9 +117,12 @@ def test_a_lane_whose_step_fails_takes_no_step(worker: Worker, recorder: Recorde
         raise RuntimeError("no room for 10 exabytes")
 
     worker._held["bob"].lane.source.draw = poison  # type: ignore[method-assign,assignment]
+    lanes = {name: held.lane for name, held in worker._held.items()}
     worker.step()
     worker._commit()
-    assert recorder.counters["omnifarm_steps_total"] == 2
+    # Lanes that stand before it in the order of leasing have stepped, and step again when the step is repeated.
+    assert lanes["bob"].step == 0
+    assert recorder.counters["omnifarm_steps_total"] == sum(lane.step for lane in lanes.values()) >= 2
     assert recorder.counters["omnifarm_attempts_failed_total"] == 1
 
 
