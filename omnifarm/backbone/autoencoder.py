@@ -86,18 +86,14 @@ class _Level(nn.Module):
     def __init__(self, width: int, after: int, *, num_blocks: int, down: bool = False, up: bool = False) -> None:
         super().__init__()
         self.block = nn.ModuleList(_Residual(width if index == 0 else after, after) for index in range(num_blocks))
-        if down:
-            self.downsample = _Halve(after)
-        if up:
-            self.upsample = _Double(after)
+        self.downsample = _Halve(after) if down else nn.Identity()
+        self.upsample = _Double(after) if up else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:
         for block in self.block:
             hidden = block(hidden)
-        for name in ("downsample", "upsample"):
-            if hasattr(self, name):
-                hidden = getattr(self, name)(hidden)
-        return hidden
+        result: Tensor = self.upsample(self.downsample(hidden))
+        return result
 
 
 class _Middle(nn.Module):
@@ -121,14 +117,12 @@ class _Residual(nn.Module):
         super().__init__()
         self.norm1, self.conv1 = _norm(width), _conv3(width, after)
         self.norm2, self.conv2 = _norm(after), _conv3(after, after)
-        if width != after:
-            self.nin_shortcut = nn.Conv2d(width, after, kernel_size=1)
+        self.nin_shortcut = nn.Conv2d(width, after, kernel_size=1) if width != after else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:
         inner = self.conv1(F.silu(self.norm1(hidden)))
         inner = self.conv2(F.silu(self.norm2(inner)))
-        beside = self.nin_shortcut(hidden) if hasattr(self, "nin_shortcut") else hidden
-        result: Tensor = beside + inner
+        result: Tensor = self.nin_shortcut(hidden) + inner
         return result
 
 

@@ -1,9 +1,9 @@
 """What one concept is taught, as plain descriptions: texts and pictures, no tensors.
 
-An example says which pictures and texts belong together; `segments.py` makes it a sequence. `ExampleSampler` hands
-them out: the samples of a step depend on the step, the recipe, the
-concept and what the backbone said of its looks alone, so a step number is the whole
-data cursor. Every pool is walked in shuffled rounds, so nothing is forgotten and nothing repeated early.
+An example says which pictures and texts belong together; `samples.py` makes it a sequence. `ExampleSampler` hands
+them out: the samples of a step depend on the step, the recipe, the concept and what the backbone said of its looks
+alone, so a step number is the whole data cursor. Every pool is walked in shuffled rounds, so nothing is forgotten and
+nothing repeated early.
 """
 
 from collections.abc import Sequence
