@@ -65,8 +65,9 @@ def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: i
         await asyncio.gather(*map(draw_some_here, range(_CONCURRENCY)))
 
     with (
-        ThreadPoolExecutor(_CONCURRENCY) as pool,
+        # Closed after the pool's threads have ended: a socket that another thread closes leaves its reader waiting.
         httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client,
+        ThreadPoolExecutor(_CONCURRENCY) as pool,
         closing(EngineWorker(engine)) as worker,
     ):
         overheads = []
