@@ -71,11 +71,24 @@ def main(
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("making pairs", total=sum(len(specs[name].images) for name in chosen))
             made = build_pairs(
-                specs, existing=existing, methods=methods, folder=folder, only=chosen, seed=seed, max_kept=keep_others
+                specs,
+                existing=existing,
+                methods=methods,
+                folder=folder,
+                only=chosen,
+                seed=seed,
+                max_kept=keep_others,
+                is_complete=len(specs) == len(loaded),
             )
-            for pair in made:
-                pairs.append(pair)
-                progress.update(task, completed=len(pairs))
+            try:
+                for pair in made:
+                    pairs.append(pair)
+                    progress.update(task, completed=len(pairs))
+            except BaseException:
+                # Whatever went wrong, the next run goes on from here.
+                seen = {pair.pair_id for pair in pairs}
+                write_pairs(path, [*pairs, *(pair for pair in existing if pair.pair_id not in seen)])
+                raise
         write_pairs(path, pairs)
         write_page(folder, pairs)
     except OmniFarmError as error:

@@ -6,6 +6,7 @@ alone, so a step number is the whole data cursor. Every pool is walked in shuffl
 nothing repeated early.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -78,9 +79,11 @@ class ExampleSampler:
         self._present, self._absent = _recognition_pools(spec)
         self._vqa = [qa for qa in spec.qa if qa.kind == "vqa" and qa.image is not None]
         self._text = [*text_questions(spec), *looks]
-        asked = {qa.image.digest for qa in self._vqa if qa.image is not None}
-        # A picture that is read for one question is read for both; possible where questions reach every photo.
-        self._pairs_questions = all(one.image.digest in asked for one in self._present)
+        asked = Counter(qa.image.digest for qa in self._vqa if qa.image is not None)
+        photos = {one.image.digest for one in self._present}
+        # A picture that is read for one question is read for both. Only where every photo has as many questions: a photo
+        # with more of them would be recognised more often, too.
+        self._pairs_questions = photos <= asked.keys() and len({asked[digest] for digest in photos}) == 1
         # The order is the order of the turns; balanced, whatever their sizes.
         self._understanding = [
             name

@@ -34,6 +34,7 @@ class ConceptFolder:
         test_folder: Its test pictures.
         problems: Filled with everything found wrong.
         roots: See `ForeignPaths`.
+        test_roots: The same for the files of test pictures.
         concepts: Names of all concepts of the set.
     """
 
@@ -46,6 +47,7 @@ class ConceptFolder:
         test_folder: str,
         problems: Problems,
         roots: Iterable[str] = (),
+        test_roots: Iterable[str] = (),
         concepts: Iterable[str] = (),
     ) -> None:
         self.reader, self.name, self.problems = reader, name, problems
@@ -53,7 +55,7 @@ class ConceptFolder:
         self.paths = reader.source.paths()
         self.own = [path for path in self.paths if path.startswith(f"{folder}/")]
         self.foreign = ForeignPaths(self.paths, folder=folder, roots=roots)
-        self.foreign_test = ForeignPaths(self.paths, folder=test_folder, roots=roots)
+        self.foreign_test = ForeignPaths(self.paths, folder=test_folder, roots=test_roots)
         self.concepts = tuple(concepts)
 
     def is_usable(self) -> bool:

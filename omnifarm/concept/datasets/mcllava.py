@@ -86,6 +86,7 @@ def read_held_out(reader: Reader, place: str, problems: Problems) -> HeldOut | N
         for record in folder.records(path, consumer="scoring") if path in folder.paths else ():
             question = folder.held_out_question(record, kind, path)
             questions += [] if question is None else [question]
+    _warn_of_joint_questions(folder, _scenes(reader, place))
     # Friends first: telling apart who stand together is what this data set is for.
     friends = [_test_folder(friend) for friend in _friends(reader, place)]
     strangers = [
@@ -124,12 +125,31 @@ def _test_folder(place: str) -> str:
     return f"{before}concept/test/{name}"
 
 
+def _scenes(reader: Reader, place: str) -> list[str]:
+    """Return the folders of the scenes in which this concept stands with others."""
+    name, inside = concept_name(reader, place), f"{place.rpartition(_TRAIN)[0]}multi/"
+    found = {path[len(inside) :].split("/")[0] for path in reader.source.paths() if path.startswith(inside)}
+    return [f"{inside}{scene}" for scene in sorted(found) if name in scene.split("_")]
+
+
+def _warn_of_joint_questions(folder: ConceptFolder, scenes: list[str]) -> None:
+    """Say which questions are left out: those about several concepts at once are nobody's own."""
+    for scene in scenes:
+        for path in folder.paths:
+            if path.startswith(f"{scene}/") and path.endswith(".json"):
+                folder.problems.warn(
+                    path,
+                    "holds questions about several concepts at once, which are not asked",
+                    consumer="scoring",
+                    fix="nothing; each concept is scored by the questions of its own folder",
+                )
+
+
 def _friends(reader: Reader, place: str) -> list[str]:
     """Return the training folders of the concepts that stand in a scene with this one."""
     name, before = concept_name(reader, place), place.rpartition(_TRAIN)[0]
-    inside = f"{before}multi/"
-    scenes = {path[len(inside) :].split("/")[0] for path in reader.source.paths() if path.startswith(inside)}
-    together = {other for scene in scenes if name in scene.split("_") for other in scene.split("_")} - {name}
+    scenes = (scene.rpartition("/")[2] for scene in _scenes(reader, place))
+    together = {other for scene in scenes for other in scene.split("_")} - {name}
     return [other for other in places(reader) if concept_name(reader, other) in together and other.startswith(before)]
 
 

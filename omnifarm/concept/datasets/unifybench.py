@@ -14,6 +14,7 @@ The public files disagree about names and shapes; what is accepted is said where
 its held-out prompts alone.
 """
 
+import re
 from fnmatch import fnmatch
 
 from omnifarm.concept.datasets.concept_folder import ConceptFolder, QAFileKind, is_blank
@@ -29,7 +30,7 @@ from omnifarm.errors import ConceptError
 TRAIN = "concept/train"
 """Folder of what is learned from."""
 
-_NUMBERED = ("[0-9].*", "[0-9][0-9].*", "[0-9][0-9][0-9].*", "[0-9][0-9][0-9][0-9].*")
+_NUMBERED = re.compile(r"[0-9]+\.[^.]+")
 _QA_FILES: tuple[tuple[str, QAFileKind], ...] = (
     ("conversation*.json", "vqa"),
     ("text-only-conversation.json", "text"),
@@ -76,6 +77,7 @@ def concept_folder(reader: Reader, name: str, problems: Problems) -> ConceptFold
         test_folder=f"{TEST}/{name}",
         problems=problems,
         roots=("concept", TRAIN),
+        test_roots=("concept", TEST),
         concepts=names(reader),
     )
 
@@ -159,7 +161,7 @@ def _listed_photographs(folder: ConceptFolder) -> list[str]:
 
 
 def _is_numbered(file: str) -> bool:
-    return is_photo(file) and any(fnmatch(file, pattern) for pattern in _NUMBERED)
+    return is_photo(file) and _NUMBERED.fullmatch(file) is not None
 
 
 def _captions(folder: ConceptFolder) -> dict[str, str]:

@@ -17,7 +17,7 @@ _CONSUMER = "learning edits"
 def attach_edit_pairs(
     reader: Reader, specs: Mapping[str, ConceptSpec], problems: Mapping[str, Problems]
 ) -> dict[str, ConceptSpec]:
-    """Add every accepted pair to its concept's edits; warn of those that wait for a person.
+    """Add every accepted pair to its concept's edits; warn of those that wait for a person or have lost a picture.
 
     Args:
         reader: Over the set.
@@ -59,15 +59,19 @@ def _edit(reader: Reader, pair: Pair, problems: Problems) -> EditPair | None:
 
 
 def _picture(reader: Reader, path: str, digest: str, problems: Problems) -> ConceptImage | None:
+    """Return a picture of a pair; None, with a warning, when it is not the one the pair was made with."""
+    image = None
     if path not in reader.source.paths():
-        problems.error(
-            _PATH, f"names {path!r}, which does not exist", consumer=_CONSUMER, fix="build the pairs again with jobs/build_edit_pairs.py"
-        )  # fmt: skip
-        return None
-    image = reader.image(path, problems=problems, consumer=_CONSUMER)
-    if image is not None and image.digest != digest:
-        problems.error(
-            path, "was changed since the pair was made", consumer=_CONSUMER, fix="build the pairs again with jobs/build_edit_pairs.py"
-        )  # fmt: skip
-        return None
-    return image
+        what = f"names {path!r}, which does not exist"
+    else:
+        image = reader.image(path, problems=problems, consumer=_CONSUMER)
+        if image is None or image.digest == digest:
+            return image
+        what = f"has a pair made with {path!r}, which was changed since"
+    problems.warn(
+        _PATH,
+        f"{what}; the pair is left out",
+        consumer=_CONSUMER,
+        fix="run jobs/build_edit_pairs.py again: it drops the pairs of photographs that are gone and makes what is missing",
+    )
+    return None

@@ -1,11 +1,11 @@
 """Makes removal pairs of concepts: locate, segment, dilate, inpaint, composite, check.
 
 Running it again makes only what is missing: a pair that a person decided on stays, and one that was made the same way
-is not made twice.
+is not made twice. Pairs of photographs that their concept no longer has are dropped.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +85,7 @@ def build_pairs(
     only: Sequence[str] = (),
     seed: int = 0,
     max_kept: int = 0,
+    is_complete: bool = True,
 ) -> Iterator[Pair]:
     """Make the pairs of concepts, yielding each as it stands.
 
@@ -97,6 +98,8 @@ def build_pairs(
         seed: Of the inpainter.
         max_kept: Pairs a concept of the other kind: a photograph of another concept of its class, which a removal
             leaves as it is, so that "remove <c>" comes to mean <c> and not its class (METHOD section 3).
+        is_complete: Whether `specs` are all concepts of the set: only then is another concept's photograph that is not
+            among theirs known to be gone.
     """
     known = {pair.pair_id: pair for pair in existing}
     for spec in specs.values():
@@ -105,16 +108,22 @@ def build_pairs(
         for image in spec.images:
             pair_id = _pair_id(spec, image)
             old = known.pop(pair_id, None)
-            if old is not None and (old.state.is_reviewed or old.method == (*methods.names, seed)):
-                yield old
+            is_whole = old is not None and (folder / old.target).is_file()
+            if old is not None and is_whole and (old.state.is_reviewed or old.method == (*methods.names, seed)):
+                yield replace(old, source=image.path)
             else:
                 yield _made(spec, image, pair_id, methods=methods, folder=folder, seed=seed)
         for image in _others(spec, specs)[:max_kept]:
             pair_id = f"{_pair_id(spec, image)}-kept"
             old = known.pop(pair_id, None)
-            yield old if old is not None else _kept(spec, image, pair_id, folder=folder)
-    # Pairs of concepts that were not asked for, and of photographs that are gone.
-    yield from known.values()
+            yield replace(old, source=image.path) if old else _kept(spec, image, pair_id, folder=folder)
+    made = {spec.name for spec in specs.values() if not only or spec.name in only}
+    digests = {image.digest for spec in specs.values() for image in spec.images}
+    for pair in known.values():
+        # What is left of a concept just made are photographs it no longer has, and others of its class.
+        is_gone = pair.concept in made and (bool(pair.target) or (is_complete and pair.source_digest not in digests))
+        if not is_gone:
+            yield pair
 
 
 def _made(spec: ConceptSpec, image: ConceptImage, pair_id: str, *, methods: Methods, folder: Path, seed: int) -> Pair:

@@ -43,7 +43,7 @@ class PairState(StrEnum):
     def is_learned(self) -> bool:
         """Whether concepts learn from pairs in this state: only what a person found good.
 
-        Of the classical steps' pairs that passed the automatic check fewer than half were good (docs/results.md).
+        Of the classical steps' pairs that passed the automatic check a third were bad (docs/results.md).
         """
         return self is PairState.ACCEPTED
 

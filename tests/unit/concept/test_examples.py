@@ -149,6 +149,19 @@ def test_facts_of_other_forms_are_left_to_the_general_questions() -> None:
     assert fact_questions("Everybody knows <bo>.", identifier="<bo>") == ()
 
 
+@pytest.mark.parametrize("extra", [0, 10])
+def test_photos_are_recognised_alike_however_many_questions_each_has(extra: int) -> None:
+    first = SPEC.images[0]
+    asked_of_all = [QA(question="What is it?", answer="This.", image=photo, kind="vqa") for photo in SPEC.images]
+    more = [QA(question=f"What is {i}?", answer="That.", image=first, kind="vqa") for i in range(extra)]
+    recipe = TrainingRecipe(batch_size=12, share_understanding=1.0, share_generation=0.0, share_editing=0.0)
+    sampler = ExampleSampler(replace(SPEC, qa=(*asked_of_all, *more)), recipe=recipe)
+    examples = [one for step in range(60) for one in sampler.draw(step)]
+    seen = Counter(one.image.path for one in examples if one.kind == "recognition_yes" and one.image)
+    assert set(seen) == {photo.path for photo in SPEC.images}
+    assert max(seen.values()) <= 2 * min(seen.values()), seen
+
+
 def test_a_photo_that_is_asked_about_is_recognised_in_the_same_step() -> None:
     asked_of_all = tuple(
         QA(question=f"What is {i}?", answer="This.", image=photo, kind="vqa") for i, photo in enumerate(SPEC.images)

@@ -94,14 +94,54 @@ def test_others_of_the_class_may_be_kept_in_the_picture(place: Path) -> None:
     assert [edit.source.path.split("/")[0] for edit in kept] == ["boule"]
 
 
-def test_a_photograph_changed_since_is_not_learned_as_a_pair(
-    place: Path, scene: Scene, as_png: Callable[[np.ndarray], bytes]
+@pytest.mark.parametrize("is_deleted", [True, False])
+def test_a_photograph_that_is_gone_costs_its_pair_and_nothing_else(
+    place: Path, scene: Scene, as_png: Callable[[np.ndarray], bytes], is_deleted: bool
 ) -> None:
+    run("--concepts", place, "--keep-others", "2")
+    accept_all(place)
+    photo = place / "ball/images/0.png"
+    photo.unlink() if is_deleted else photo.write_bytes(as_png(scene(99)[0]))
+    what = "does not exist" if is_deleted else "was changed since"
+    assert len(load(place, "ball").edits) == 3, "one removal and two of the other ball"
+    assert len(load(place, "boule").edits) == 3, "two removals and one of the other ball"
+    assert sum(what in problem.what for problem in validate(str(place))) == 2
+    states = run("--concepts", place)["states"]
+    assert states == {"auto_pass": 0 if is_deleted else 1, "auto_fail": 0, "accepted": 6, "rejected": 0}
+    assert not any(what in problem.what for problem in validate(str(place)))
+
+
+def test_a_lost_target_is_made_again(place: Path) -> None:
     run("--concepts", place, "--only", "ball")
     accept_all(place)
-    (place / "ball/images/0.png").write_bytes(as_png(scene(99)[0]))
-    with pytest.raises(AssertionError, match="was changed since the pair was made"):
-        load(place, "ball")
+    lost = sorted((place / "edit_pairs/ball").glob("*[0-9a-f].png"))[0]
+    lost.unlink()
+    assert len(load(place, "ball").edits) == 1
+    assert run("--concepts", place, "--only", "ball")["states"]["auto_pass"] == 1  # type: ignore[index]
+    assert lost.is_file()
+
+
+def test_a_step_that_breaks_on_one_photograph_loses_no_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("--concepts", place, "--only", "boule")
+    accept_all(place)
+    calls = 0
+
+    def breaking(self: object, pixels: np.ndarray, *, mask: np.ndarray, seed: int) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("out of memory")
+        return pixels
+
+    monkeypatch.setattr("omnifarm.concept.edit_pairs.patch_fill.PatchInpainter.inpaint", breaking)
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, ["--concepts", str(place), "--only", "ball"])
+    assert isinstance(done.exception, RuntimeError)
+    pairs = read_pairs((place / "edit_pairs/pairs.parquet").read_bytes(), where="x")
+    assert sorted((pair.concept, pair.state.is_reviewed) for pair in pairs) == [
+        ("ball", False), ("boule", True), ("boule", True),
+    ]  # fmt: skip
 
 
 def test_one_concept_that_cannot_be_read_does_not_stop_the_others(place: Path) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from omnifarm.concept.datasets.load import open_place
+from omnifarm.concept.datasets.load import held_out_problems, open_place
 from tests.unit.concept.conftest import Photo
 from tests.unit.concept.datasets.conftest import Put, load, load_test
 
@@ -73,3 +73,10 @@ def test_test_questions_are_single_pairs_or_lists_and_qa_is_textual(root: Path, 
 def test_derived_recognition_asks_about_who_stands_together_first(root: Path) -> None:
     answers = [(one.answer, one.image and one.image.path.split("/")[-2]) for one in load_test(root, "Alex").questions]
     assert answers == [("Yes", "Alex"), ("No", "Gloria")]
+
+
+def test_questions_about_several_concepts_at_once_are_left_out_and_said_so(root: Path, put: Put) -> None:
+    put(root / "two_concept/multi/Alex_Gloria/vqa.json", {"0.png": [{"Human": "Who is left?", "AI": "<Alex>."}]})
+    said = {name: [one.where for one in problems] for name, problems in held_out_problems(str(root)).items()}
+    where = ["two_concept/multi/Alex_Gloria/vqa.json"]
+    assert said == {"Alex": where, "Gloria": where, "ziqiao": []}

@@ -71,6 +71,13 @@ def test_without_test_data_questions_are_derived_and_that_is_recorded(root: Path
     assert load_test(root, "bo").questions == held_out.questions
 
 
+@pytest.mark.parametrize("key", ["0.png", "bo/0.png", "test/bo/0.png", "/home/author/data/concept/test/bo/0.png"])
+def test_a_test_file_means_test_pictures_however_it_names_them(root: Path, put: Put, key: str) -> None:
+    put(root / "concept/test/bo/vqa.json", {key: [{"query": "What is <sks>?", "answer": "A dog."}]})
+    asked = [one.image and one.image.path for one in load_test(root, "bo").questions if one.kind == "vqa"]
+    assert asked == ["concept/test/bo/0.png"]
+
+
 def test_the_first_condition_is_the_portrait_and_the_others_need_knowledge(root: Path, put: Put) -> None:
     put(root / "concept/test/bo/t2i_conditions.json", ["A photo of <bo>.", "<bo> wears its hat."])
     held_out = load_test(root, "bo")
