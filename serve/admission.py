@@ -44,6 +44,7 @@ class TokenBucket:
 class _Seen:
     bucket: TokenBucket
     concurrent: int = 0
+    arriving: int = 0
     watching: int = 0
 
 
@@ -105,6 +106,26 @@ class Admission:
         finally:
             seen.concurrent -= 1
             self.working -= 1
+
+    @contextmanager
+    def arrival(self, caller: Caller) -> Iterator[None]:
+        """Hold a body that is being read: whoever sends slowly fills its own share of memory and connections, no more.
+
+        Raises:
+            RateLimitError: The tenant sends as many as it may.
+        """
+        seen = self._seen(caller)
+        if seen.arriving >= caller.limits.max_concurrent:
+            raise RateLimitError(
+                f"expected at most {caller.limits.max_concurrent} bodies on their way at the same time, found more; try "
+                "again when one has arrived",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        seen.arriving += 1
+        try:
+            yield
+        finally:
+            seen.arriving -= 1
 
     @contextmanager
     def watch(self, caller: Caller) -> Iterator[None]:

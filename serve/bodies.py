@@ -4,9 +4,11 @@ Files and other values are told apart here: a form's files come back as `Upload`
 else must match the schema.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_origin
 
+import anyio
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
@@ -15,7 +17,7 @@ from starlette.formparsers import MultiPartException
 from starlette.types import Message
 
 from omnifarm.errors import RequestError
-from serve.errors import TooLargeError, UnsupportedMediaError, explain
+from serve.errors import TooLargeError, TooSlowError, UnsupportedMediaError, explain
 from serve.json_text import parse_object, require_unicode
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -23,6 +25,8 @@ JSON = "application/json"
 """Media type of JSON bodies."""
 FORM = "multipart/form-data"
 """Media type of forms."""
+ARRIVAL_S = 120.0
+"""Seconds a body may take to arrive."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,26 +39,36 @@ class Upload:
     """Its bytes, not yet looked at."""
 
 
-async def read_json(request: Request, schema: type[Body], *, max_bytes: int) -> Body:
+async def read_json(
+    request: Request, schema: type[Body], *, max_bytes: int, arrival: AbstractContextManager[None]
+) -> Body:
     """Read and check a JSON body.
 
     Args:
         request: Its content type must be `application/json`.
         schema: What the body must hold.
         max_bytes: Larger bodies are refused while they arrive.
+        arrival: Held while the body arrives.
 
     Raises:
         TooLargeError: The body exceeds `max_bytes`.
+        TooSlowError: It has not arrived in time.
         UnsupportedMediaError: Another content type.
         RequestError: The body does not parse or does not match the schema.
     """
     _require_kind(request, JSON)
-    raw = await _read_capped(request, max_bytes=max_bytes)
+    with arrival:
+        raw = await _read_capped(request, max_bytes=max_bytes)
     return checked(schema, parse_object(raw, expected="a JSON object as body"))
 
 
 async def read_form(
-    request: Request, schema: type[Body], *, max_bytes: int, max_files: int
+    request: Request,
+    schema: type[Body],
+    *,
+    max_bytes: int,
+    max_files: int,
+    arrival: AbstractContextManager[None],
 ) -> tuple[Body, dict[str, list[Upload]]]:
     """Read and check a form.
 
@@ -63,17 +77,20 @@ async def read_form(
         schema: What the fields must hold; a list is a repeated field (`name` or `name[]`).
         max_bytes: Larger bodies are refused while they arrive.
         max_files: Files in all.
+        arrival: Held while the body arrives.
 
     Returns:
         The fields, and the files by field name (`image[]` counts as `image`).
 
     Raises:
         TooLargeError: The body exceeds `max_bytes`.
+        TooSlowError: It has not arrived in time.
         UnsupportedMediaError: Another content type.
         RequestError: The body does not parse or does not match the schema.
     """
     _require_kind(request, FORM)
-    raw = await _read_capped(request, max_bytes=max_bytes)
+    with arrival:
+        raw = await _read_capped(request, max_bytes=max_bytes)
 
     async def replay_body() -> Message:
         return {"type": "http.request", "body": raw, "more_body": False}
@@ -158,10 +175,17 @@ async def _read_capped(request: Request, *, max_bytes: int) -> bytes:
     if announced.isdigit() and int(announced) > max_bytes:
         raise _too_large(max_bytes)
     raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > max_bytes:
-            raise _too_large(max_bytes)
+    try:
+        with anyio.fail_after(ARRIVAL_S):
+            async for chunk in request.stream():
+                raw += chunk
+                if len(raw) > max_bytes:
+                    raise _too_large(max_bytes)
+    except TimeoutError:
+        raise TooSlowError(
+            f"expected the whole body within {ARRIVAL_S:g} s, found {len(raw)} bytes by then; send smaller pictures, or over a "
+            "faster line"
+        ) from None
     return bytes(raw)
 
 

@@ -1,6 +1,7 @@
 """The outermost layer: every request gets an id, is timed, counted and logged in one line, without its text.
 
-Plain ASGI, so that streams pass through piece by piece and a client that leaves is seen.
+Plain ASGI, so that streams pass through piece by piece and a client that leaves is seen. What nobody caught is answered
+here, too, so that a crash has its id and its replica's name like every other answer, and is not taken for a lost replica.
 """
 
 import asyncio
@@ -10,13 +11,17 @@ import secrets
 import time
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnifarm.logs import event
+from serve.errors import crash_body
 from serve.metrics import Metrics
 from serve.proxy import REPLICA_HEADER
 
 _LOG = logging.getLogger("omnifarm.access")
+_CRASHES = logging.getLogger("omnifarm.serve")
 _ID = re.compile(rb"[A-Za-z0-9._-]{8,64}")
 CLIENT_LEFT = 499
 """Status in logs and counters of a request whose client left."""
@@ -72,6 +77,17 @@ class Edge:
             seen["status"] = CLIENT_LEFT
             self._metrics.disconnected.inc()
             raise
+        except ClientDisconnect:
+            # It left before its request had arrived; there is nobody to answer.
+            seen["status"] = CLIENT_LEFT
+            self._metrics.disconnected.inc()
+        except Exception as error:
+            has_begun = bool(seen["status"])
+            seen["status"] = 500
+            _CRASHES.error("request_crashed", exc_info=error, extra={"fields": {"request_id": request_id}})
+            if has_begun:
+                raise
+            await JSONResponse(crash_body(), status_code=500)(scope, receive, marking_send)
         except BaseException:
             seen["status"] = 500
             raise
@@ -84,6 +100,8 @@ class Edge:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(route, method, str(seen["status"])).inc()
         self._metrics.request_s.labels(route).observe(duration_s)
+        if seen["status"] in _REFUSALS:
+            self._metrics.refused.labels(_REFUSALS[seen["status"]]).inc()
         state = scope.get("state", {})
         # The route's pattern instead of the path, and no query: names and texts of users stay out of the log.
         event(
@@ -101,4 +119,5 @@ class Edge:
         )
 
 
+_REFUSALS = {401: "authentication", 403: "permission", 413: "too_large", 429: "rate_or_quota", 503: "overloaded"}
 _METHODS = frozenset({"GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"})

@@ -38,6 +38,10 @@ class TooLargeError(RequestError):
     """The body or the picture is larger than this server reads."""
 
 
+class TooSlowError(RequestError):
+    """The body has not arrived in time."""
+
+
 class UnsupportedMediaError(RequestError):
     """The body or the picture has a format this server does not read."""
 
@@ -74,6 +78,7 @@ STATUS: tuple[tuple[type[OmniFarmError], int, str, str], ...] = (
     (NotFoundError, 404, "not_found_error", "not_found"),
     (ConflictError, 409, "conflict_error", "conflict"),
     (ArtifactError, 409, "conflict_error", "artifact_unusable"),
+    (TooSlowError, 408, "invalid_request_error", "request_timeout"),
     (TooLargeError, 413, "invalid_request_error", "too_large"),
     (UnsupportedMediaError, 415, "invalid_request_error", "unsupported_media_type"),
     (RateLimitError, 429, "rate_limit_error", "rate_limit_exceeded"),
@@ -112,7 +117,7 @@ def body_of(error: OmniFarmError) -> dict[str, Any]:
                 if isinstance(value, str | int | float | bool | list) and name != "field"
             }
             return _body(error.message, type_=type_, code=code, param=error.facts.get("field"), facts=facts)
-    return _internal()
+    return crash_body()
 
 
 def report(error: OmniFarmError) -> dict[str, Any]:
@@ -128,11 +133,10 @@ def report(error: OmniFarmError) -> dict[str, Any]:
 
 
 def install(api: FastAPI) -> None:
-    """Make `api` answer every error, its own and ours, with the same JSON."""
+    """Make `api` answer every error, its own and ours, with the same JSON; what is neither, `Edge` answers."""
     api.add_exception_handler(OmniFarmError, _ours)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http)
-    api.add_exception_handler(Exception, _unexpected)
 
 
 def explain(details: list[dict[str, Any]]) -> str:
@@ -158,12 +162,9 @@ def headers_of(error: OmniFarmError) -> dict[str, str]:
     return {}
 
 
-async def _ours(request: Request, error: Exception) -> JSONResponse:
+async def _ours(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OmniFarmError)
-    status = status_of(error)
-    if status == 500:
-        return await _unexpected(request, error)
-    return JSONResponse(report(error), status_code=status, headers=headers_of(error))
+    return JSONResponse(report(error), status_code=status_of(error), headers=headers_of(error))
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
@@ -181,13 +182,8 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    """A mistake of ours: the log keeps the trace, the client learns nothing of our insides."""
-    _LOG.error("request_crashed", exc_info=error, extra={"fields": {"path": request.url.path}})
-    return JSONResponse(_internal(), status_code=500)
-
-
-def _internal() -> dict[str, Any]:
+def crash_body() -> dict[str, Any]:
+    """The JSON of a mistake of ours: the log keeps the trace, the client learns nothing of our insides."""
     return _body(
         "the server made a mistake; the operator's log has the details", type_="server_error", code="internal_error"
     )

@@ -2,8 +2,8 @@
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.proxy:middlewares
 
-A request that finds no replica or too long a queue is answered by the proxy with plain text; one whose replica dies before it
-has begun to answer is not answered at all, which the HTTP server turns into a bare 500. Trying again helps in all these cases,
+A request that finds no replica, too long a queue or no answer in time is answered by the proxy with plain text; one whose replica
+dies before it has begun to answer is not answered at all, which the HTTP server turns into a bare 500. Trying again helps in all these cases,
 so here they become 503 with Retry-After and an error body; answers of the application pass through untouched.
 """
 
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from omnifarm.errors import OverloadedError
 from serve.errors import RETRY_AFTER_S, body_of
 
+_TIMED_OUT = 408
 REPLICA_HEADER = b"x-omnifarm-replica"
 """Header of every answer that the application gave: which replica it was."""
 
@@ -47,7 +48,8 @@ class ProxyAnswers:
             if message["type"] == "http.response.start":
                 has_begun = True
                 names = {name.lower() for name, _ in message.get("headers", [])}
-                is_replaced = message["status"] >= 500 and REPLICA_HEADER not in names
+                is_refusal = message["status"] >= 500 or message["status"] == _TIMED_OUT
+                is_replaced = is_refusal and REPLICA_HEADER not in names
                 if is_replaced:
                     await _refuse(send)
             if not is_replaced:
@@ -60,7 +62,7 @@ class ProxyAnswers:
 
 
 async def _refuse(send: Send) -> None:
-    error = OverloadedError("expected a free replica, found none, or lost it on the way; try again")
+    error = OverloadedError("expected a free replica, found none in time, or lost it on the way; try again")
     body = json.dumps(body_of(error)).encode()
     headers = [
         (b"content-type", b"application/json"),

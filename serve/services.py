@@ -98,7 +98,6 @@ def caller_with(scope: Scope) -> Callable[..., Awaitable[Caller]]:
             key = credentials.credentials if credentials is not None else ""
             caller = await anyio.to_thread.run_sync(shared.accounts.authenticate, key) if key else None
         if caller is None:
-            shared.metrics.refused.labels("authentication").inc()
             raise UnauthenticatedError(
                 "expected a tenant's key as 'Authorization: Bearer omf_...', found "
                 + ("one that opens nothing" if credentials is not None else "none")

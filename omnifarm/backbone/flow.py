@@ -18,6 +18,9 @@ from omnifarm.errors import ConfigError
 RENORM_TYPES = ("global", "channel", "text_channel")
 """Ways to keep a guided velocity from growing."""
 
+_SHIFTS = (0.01, 100.0)
+"""Beyond them all steps but one are at one end of the grid, and what is drawn is noise or nothing."""
+
 Velocity = Callable[[Tensor, float], Tensor]
 """(x_NE at time t, t) -> velocity (N, E)."""
 
@@ -44,14 +47,20 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         if self.num_timesteps < 1:
             raise ConfigError(f"num_timesteps must be at least 1, found {self.num_timesteps}")
-        if self.timestep_shift <= 0:
-            raise ConfigError(f"timestep_shift must be above 0, found {self.timestep_shift}")
+        if not _SHIFTS[0] <= self.timestep_shift <= _SHIFTS[1]:
+            raise ConfigError(
+                f"timestep_shift must be within {_SHIFTS[0]} to {_SHIFTS[1]}, found {self.timestep_shift}"
+            )
         if self.cfg_renorm_type not in RENORM_TYPES:
             raise ConfigError(f"cfg_renorm_type must be one of {RENORM_TYPES}, found {self.cfg_renorm_type!r}")
         if not 0 <= self.cfg_renorm_min <= 1:
             raise ConfigError(f"cfg_renorm_min must be within 0 to 1, found {self.cfg_renorm_min}")
         if len(self.cfg_interval) != 2:
             raise ConfigError(f"cfg_interval must hold two times, found {self.cfg_interval!r}")
+        if not 0 <= self.cfg_interval[0] <= self.cfg_interval[1] <= 1:
+            raise ConfigError(
+                f"cfg_interval must hold two times within 0 to 1, the smaller one first, found {list(self.cfg_interval)}"
+            )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, base: Self | None = None) -> Self:

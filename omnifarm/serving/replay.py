@@ -5,12 +5,13 @@ One conversation with the model, `Request -> Question -> Answer -> Prompt`, eith
 to draw; it runs no model: the caller lends a `complete` function. Facts come from the learned soft tokens only:
 nothing here is ever given a concept's facts (paper section 3.2 B; the prompt's wording is ours).
 
-Identifiers: the request names a concept as `<maeve>`; text the model writes spells it `<sks>`.
+Identifiers: the request names a concept as `<maeve>`; text the model writes spells it `<sks>`, or by a name that nobody
+has mentioned.
 """
 
 import re
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, Protocol
@@ -305,9 +306,24 @@ def untouched(request: str) -> ReplayTrace:
     )
 
 
-def spell(written: str, *, concept: str) -> str:
-    """Put the concept's own identifier where the model wrote `<sks>`."""
-    return written.replace(WRITTEN_IDENTIFIER, concept)
+def spell(written: str, *, concept: str, known: Collection[str] = ()) -> str:
+    """Put the concept's own identifier where the model wrote `<sks>` or a name that nobody has mentioned.
+
+    The frozen head cannot write a learned vector, so it writes the name it takes the vector for: as a rule the
+    placeholder, now and then another that it knows.
+
+    Args:
+        written: What the model wrote.
+        concept: Identifier of the concept that was consulted.
+        known: Identifiers that the prompt names; they stand for themselves.
+    """
+    return _IDENTIFIER.sub(lambda found: found.group() if found.group() in known else concept, written)
+
+
+def _known(request: str, style: ReplayStyle) -> frozenset[str]:
+    """Return the identifiers of a request and of the worked examples before it."""
+    shown = (example.request for example in EXEMPLARS[: style.num_exemplars])
+    return frozenset(name for text in (request, *shown) for name in _IDENTIFIER.findall(text))
 
 
 _Talk = Generator[Call, str, tuple[Lines, tuple[str, ...]]]
@@ -316,21 +332,22 @@ _Talk = Generator[Call, str, tuple[Lines, tuple[str, ...]]]
 def _ask_once(request: str, *, concept: str, style: ReplayStyle) -> _Talk:
     prompt = unified_prompt(request, concept=concept, style=style)
     written = yield _call(prompt, with_concept=True, style=style)
-    return parse(spell(written, concept=concept)), (written,)
+    return parse(spell(written, concept=concept, known=_known(request, style))), (written,)
 
 
 def _ask_thrice(request: str, *, concept: str, style: ReplayStyle) -> _Talk:
     """Stop early where there is nothing to ask or nothing was remembered."""
+    known = _known(request, style)
     first = yield _call(question_prompt(request, style=style), with_concept=False, style=style)
-    question = parse(spell(first, concept=concept)).question
+    question = parse(spell(first, concept=concept, known=known)).question
     if _is_nothing(question):
         return Lines(question=question), (first,)
     second = yield _call(answer_prompt(question, style=style), with_concept=True, style=style)
-    answer = parse(spell(second, concept=concept), first="Answer").answer
+    answer = parse(spell(second, concept=concept, known=known), first="Answer").answer
     if _is_nothing(answer):
         return Lines(question=question, answer=answer), (first, second)
     third = yield _call(composer_prompt(request, answer, style=style), with_concept=False, style=style)
-    prompt = parse(spell(third, concept=concept), first="Prompt").prompt
+    prompt = parse(spell(third, concept=concept, known=known), first="Prompt").prompt
     return Lines(question=question, answer=answer, prompt=prompt), (first, second, third)
 
 

@@ -142,11 +142,13 @@ class Picture:
     num_evaluations: int
     """Velocities computed by the denoising loop, guidance branches included."""
     num_prompt_tokens: int
-    """Tokens read for the drawing itself, by all guidance branches together."""
+    """Tokens read for the drawing itself, by the branch that sees everything."""
     thought: str | None
     """What was thought first, in think mode."""
     timings: Mapping[str, float]
     """Seconds by phase: `queue_s`, `replay_s`, `prefill_s`, `denoise_s`, `decode_s`, `total_s`."""
+    num_image_tokens: int = 0
+    """How many of `num_prompt_tokens` are those of pictures."""
 
 
 Request = AskRequest | GenerateRequest | EditRequest

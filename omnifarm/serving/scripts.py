@@ -135,7 +135,7 @@ class Scripts:
             sources = [self.resize(image) for image in request.images]
             posterior = generator(request.seed, "source")
             encoded = yield [Encode(image=source, generator=posterior) for source in sources]
-            shown: list[Segment] = []
+            shown: list[LatentSegment | VitSegment] = []
             for source, latents in zip(sources, encoded, strict=True):
                 shown += [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self.show(source)]
             think = "generation" if request.think else None
@@ -156,6 +156,8 @@ class Scripts:
         picture: Picture = yield from self._draw(
             request, guidance, size=size, traces=traces, thought=thought, tell=tell, watch=watch
         )
+        # Each picture is framed by two tokens.
+        picture = replace(picture, num_image_tokens=sum(one.grid[0] * one.grid[1] + 2 for one in shown))
         if request.keep_unchanged:
             (decoded,) = yield [Decode(latents=encoded[-1])]
             kept = keep_unchanged(picture.image, source=sources[-1], decoded=decoded)

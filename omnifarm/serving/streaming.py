@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from omnifarm.serving.events import TextPiece, ThoughtPiece
-from omnifarm.serving.replay import WRITTEN_IDENTIFIER, spell
+from omnifarm.serving.replay import WRITTEN_IDENTIFIER
 
 _THOUGHT_END = "</think>"
 _THOUGHT_START = "<think>"
@@ -67,7 +67,7 @@ class TextStream:
     def _finished(self, written: str) -> tuple[str | None, str]:
         thought, text = split_thought(written) if self._think else (None, written)
         if self._spoken is not None:
-            text = spell(text, concept=self._spoken)
+            text = text.replace(WRITTEN_IDENTIFIER, self._spoken)
         return thought, text.strip()
 
 

@@ -130,7 +130,8 @@ class WriteTask:
         if self._work.temperature is None:
             token = int(logits_V.argmax())
         else:
-            weights = torch.softmax(logits_V / self._work.temperature, dim=-1).cpu()
+            # The largest becomes zero first: divided by next to nothing, it would be infinite.
+            weights = torch.softmax((logits_V - logits_V.max()) / self._work.temperature, dim=-1).cpu()
             token = int(torch.multinomial(weights, 1, generator=self._work.generator))
         has_ended = token == self._end_id
         if not has_ended:

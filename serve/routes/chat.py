@@ -41,7 +41,9 @@ async def complete(
     idempotency_key: str | None = Header(default=None, max_length=255),
 ) -> Response:
     """Answer a question about pictures, or about a concept as such; as server-sent events with `stream`."""
-    body = await read_json(request, ChatBody, max_bytes=shared.settings.max_body_bytes)
+    body = await read_json(
+        request, ChatBody, max_bytes=shared.settings.max_body_bytes, arrival=shared.admission.arrival(caller)
+    )
     if body.stream and idempotency_key is not None:
         raise RequestError("expected no Idempotency-Key for a stream, found one; ask again without stream")
     digest = hashlib.sha256(body.model_dump_json().encode()).hexdigest()

@@ -29,7 +29,13 @@ router = APIRouter(tags=["Learn"])
 )
 async def upload(request: Request, shared: Shared, caller: Learner) -> FileObject:
     """Keep a picture or a concept document; pictures are decoded, freed of metadata and written anew."""
-    body, files = await read_form(request, FileBody, max_bytes=shared.settings.max_body_bytes, max_files=1)
+    body, files = await read_form(
+        request,
+        FileBody,
+        max_bytes=shared.settings.max_body_bytes,
+        max_files=1,
+        arrival=shared.admission.arrival(caller),
+    )
     purpose = purpose_of(body.purpose)
     if purpose is None:
         raise RequestError(f"expected the purpose vision or fine-tune, found {body.purpose!r}", field="purpose")

@@ -66,7 +66,9 @@ async def generate(
     idempotency_key: str | None = Header(default=None, max_length=255),
 ) -> Response:
     """Draw pictures; the reply tells what the concept was asked before and what was drawn."""
-    body = await read_json(request, GenerateBody, max_bytes=shared.settings.max_body_bytes)
+    body = await read_json(
+        request, GenerateBody, max_bytes=shared.settings.max_body_bytes, arrival=shared.admission.arrival(caller)
+    )
     options = SamplingOptions.from_mapping(body.sampling(), base=shared.engine.generation_options)
     requests = [
         shared.engine.door.generate(
@@ -112,7 +114,13 @@ async def edit(
 ) -> Response:
     """Change a picture as the prompt says; outside a mask it stays as it was."""
     limit = shared.settings.max_images
-    body, files = await read_form(request, EditBody, max_bytes=shared.settings.max_body_bytes, max_files=limit + 1)
+    body, files = await read_form(
+        request,
+        EditBody,
+        max_bytes=shared.settings.max_body_bytes,
+        max_files=limit + 1,
+        arrival=shared.admission.arrival(caller),
+    )
     if unknown := sorted(set(files) - {"image", "mask"}):
         raise RequestError(f"expected files under the names image and mask, found {unknown[0][:80]!r}", field="image")
     uploads = files.get("image", [])
@@ -246,6 +254,7 @@ def _reply(shared: Services, task: _Task, mask: _Mask | None, pictures: Sequence
         shared.metrics.image_s.labels(task.kind).observe(picture.timings["total_s"])
     first = pictures[0]
     read = sum(picture.num_prompt_tokens for picture in pictures)
+    seen = sum(picture.num_image_tokens for picture in pictures)
     drawn = sum(_num_tokens(picture.image, stride=shared.latent_stride) for picture in pictures)
     return ImagesReply(
         created=int(shared.clock.now_s()),
@@ -256,7 +265,7 @@ def _reply(shared: Services, task: _Task, mask: _Mask | None, pictures: Sequence
             input_tokens=read,
             output_tokens=drawn,
             total_tokens=read + drawn,
-            input_tokens_details=TokenDetails(text_tokens=read, image_tokens=0),
+            input_tokens_details=TokenDetails(text_tokens=read - seen, image_tokens=seen),
         ),
         concepts=list(first.concepts),
     )

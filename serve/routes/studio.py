@@ -125,7 +125,13 @@ async def photo(name: str, version: str, number: int, shared: Shared, caller: Us
 @router.post("/api/concepts/{name}/looking")
 async def looking(name: str, request: Request, shared: Shared, caller: User) -> dict[str, Any]:
     """Say how the identifier's attention to a photo is shared out over its patches, mean over layers."""
-    _, files = await read_form(request, RequestBody, max_bytes=shared.settings.max_body_bytes, max_files=1)
+    _, files = await read_form(
+        request,
+        RequestBody,
+        max_bytes=shared.settings.max_body_bytes,
+        max_files=1,
+        arrival=shared.admission.arrival(caller),
+    )
     (upload,) = files.get("image", [None])
     if upload is None:
         raise RequestError("expected a picture under the name image, found none", field="image")

@@ -25,6 +25,8 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Learn"])
 WATCH_S = 0.5
 """Seconds between two looks at a job that somebody watches."""
 _KEEP_ALIVE_S = 10.0
+LONGEST_STREAM_S = 540.0
+"""Seconds after which a stream ends by itself: Ray Serve would cut it off a minute later without a word."""
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
@@ -38,7 +40,9 @@ async def create(
     idempotency_key: str | None = Header(default=None, max_length=255),
 ) -> Response:
     """Ask for a concept to be learned from an uploaded document; asking twice is one job."""
-    body = await read_json(request, JobBody, max_bytes=shared.settings.max_body_bytes)
+    body = await read_json(
+        request, JobBody, max_bytes=shared.settings.max_body_bytes, arrival=shared.admission.arrival(caller)
+    )
 
     async def work() -> dict[str, Any]:
         job = await anyio.to_thread.run_sync(_create, shared, caller, body)
@@ -87,7 +91,10 @@ async def events(
     limit: Limit = 20,
     after: Annotated[str | None, Query(max_length=96)] = None,
 ) -> Response:
-    """List what happened to a job, newest first; with `stream=true`, send it as it happens until the job is over."""
+    """List what happened to a job, newest first; with `stream=true`, send it as it happens until the job is over.
+
+    A stream ends after nine minutes with the event `reconnect`: ask again, events keep their ids.
+    """
     job = await _look(shared, caller, job_id)
     if stream:
         return await stream_reply(_watch(shared, caller, job), place=shared.admission.watch(caller))
@@ -138,9 +145,10 @@ async def _look(shared: Services, caller: Caller, job_id: str) -> Job:
 
 
 async def _watch(shared: Services, caller: Caller, job: Job) -> AsyncGenerator[bytes, None]:
-    """Send what has happened, then each change, until the job is over or the client leaves."""
+    """Send what has happened, then each change, until the job is over, the client leaves or the stream is long enough."""
     sent: set[str] = set()
     quiet_s = 0.0
+    ends_s = shared.clock.monotonic_s() + LONGEST_STREAM_S
     while True:
         for one in events_of(job):
             if one.id not in sent:
@@ -148,6 +156,9 @@ async def _watch(shared: Services, caller: Caller, job: Job) -> AsyncGenerator[b
                 quiet_s = 0.0
                 yield sse(one.model_dump(), name=one.type)
         if job.status.is_final:
+            return
+        if shared.clock.monotonic_s() >= ends_s:
+            yield sse({"message": "the job goes on; ask for its events again"}, name="reconnect")
             return
         await anyio.sleep(WATCH_S)
         quiet_s += WATCH_S

@@ -36,20 +36,29 @@ class Message(RequestBody):
     """One turn."""
 
     role: Role
-    content: str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=64)]
+    content: (
+        str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=64)] | None
+    ) = None
     name: Annotated[str | None, Field(max_length=64)] = None
+    # A reply's message may be sent back as it is, with everything its type has. Thoughts are not read again.
+    refusal: Annotated[str | None, Field(description="Accepted, without effect.")] = None
+    reasoning_content: Annotated[str | None, Field(description="Accepted, without effect.")] = None
+    annotations: Annotated[list[None], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[None], Field(max_length=0)] | None = None
 
     def text(self) -> str:
         """Its words."""
         if isinstance(self.content, str):
             return self.content
-        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+        return "\n".join(part.text for part in self.content or () if isinstance(part, TextPart))
 
     def image_urls(self) -> list[str]:
         """Its pictures."""
         if isinstance(self.content, str):
             return []
-        return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
+        return [part.image_url.url for part in self.content or () if isinstance(part, ImagePart)]
 
 
 class StreamOptions(RequestBody):
@@ -77,6 +86,7 @@ class ChatBody(ModelBody):
     stream_options: StreamOptions | None = None
     # What OpenAI's clients may send and this server has one value for.
     n: Literal[1] | None = None
+    stop: Annotated[list[None], Field(max_length=0)] | None = None
     top_p: Literal[1] | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None

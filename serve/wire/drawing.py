@@ -44,7 +44,7 @@ class DrawBody(ModelBody):
     think: Annotated[bool, Field(description="Let the model think before it draws.")] = False
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Same request, same seed: same picture.")] = 0
     num_timesteps: Annotated[int | None, Field(ge=1, description="Values of the denoising schedule.")] = None
-    timestep_shift: Annotated[float | None, Field(gt=0, le=100)] = None
+    timestep_shift: Annotated[float | None, Field(ge=0.01, le=100)] = None
     cfg_text_scale: Annotated[float | None, Field(ge=0, le=50)] = None
     cfg_img_scale: Annotated[float | None, Field(ge=0, le=50)] = None
     cfg_interval: Annotated[

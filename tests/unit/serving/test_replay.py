@@ -58,6 +58,23 @@ def test_the_composed_prompt_is_drawn_with_the_concepts_own_name() -> None:
     assert trace.raw == (written,)
 
 
+def test_a_name_that_nobody_has_mentioned_is_the_concepts() -> None:
+    """A learned vector may be taken for another name that the model knows; names of the request stand for themselves."""
+    written = "What is the toy of <n15>?\nAnswer: <n15> has a drum.\nPrompt: A photo of <n15> with a drum."
+    trace = replay(REQUEST, concept="<maeve>", mode=ReplayMode.UNIFIED, style=STYLE, complete=ScriptedModel(written))
+    assert (trace.question, trace.answer) == ("What is the toy of <maeve>?", "<maeve> has a drum.")
+    assert (trace.status, trace.prompt) == (ReplayStatus.USED, "A photo of <maeve> with a drum.")
+    both = "A photo of <maeve> and <bo> with a toy."
+    assert unified("What?\nAnswer: A drum.\nPrompt: A photo of <n15> and <bo> with a drum.", both) == (
+        ReplayStatus.USED,
+        "A photo of <maeve> and <bo> with a drum.",
+    )
+    assert unified("What?\nAnswer: A drum.\nPrompt: A photo of <n15> and <n7> with a drum.", both) == (
+        ReplayStatus.USED,
+        f"{both} A drum.",
+    )
+
+
 def test_labels_are_read_on_one_line_too() -> None:
     status, prompt = unified("Question: What toy? Answer: A drum. Prompt: A photo of <sks> with a drum.")
     assert (status, prompt) == (ReplayStatus.USED, "A photo of <maeve> with a drum.")
