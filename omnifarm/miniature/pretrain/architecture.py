@@ -79,7 +79,7 @@ DEFAULTS: dict[str, Any] = {
         "cfg_renorm_min": 0.0,
         "keep_unchanged": True,
     },
-    "replay": {"instruction": "", "num_exemplars": 1, "max_tokens": 64, "max_words": 40},
+    "replay": {"instruction": "", "num_exemplars": 0, "max_tokens": 64, "max_words": 40},
     "recipe": {
         "steps": 260,
         "batch_size": 11,
