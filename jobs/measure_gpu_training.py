@@ -55,7 +55,7 @@ def smoke_config() -> BackboneConfig:
     """Return sizes that a CPU steps in a moment."""
     return BackboneConfig(
         llm=Qwen2Config(
-            vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+            vocab_size=1024, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
             num_key_value_heads=2, rope_parameters=_rope(1e4), tie_word_embeddings=False,
         ),
         vit=SiglipVisionConfig(
