@@ -125,9 +125,13 @@ class Engine:
         """
         return 0.0 if self.is_idle else self._clock.monotonic_s() - self._moved_s
 
-    def list_concepts(self, tenant: str = "") -> list[ArtifactManifest]:
-        """Return the newest manifest of every concept of a tenant that this backbone can use, by name."""
-        return self._residents.manifests(tenant)
+    def list_concepts(self, tenant: str = "", *, after: str = "", limit: int | None = None) -> list[ArtifactManifest]:
+        """Return the manifests of the concepts of a tenant that this backbone can use; see `manifests` of residents."""
+        return self._residents.manifests(tenant, after=after, limit=limit)
+
+    def concept(self, name: str, *, tenant: str = "") -> ArtifactManifest:
+        """Return the manifest of one concept that this backbone can use; arguments and errors as of residents."""
+        return self._residents.manifest(name, tenant=tenant)
 
     def ask(self, question: str, *, concepts: Sequence[str] | None = None, **settings: Any) -> Answer:
         """Answer a question and wait for it; arguments and errors of `Door.ask` and `submit`."""

@@ -6,6 +6,7 @@ recently used concept gives way when the table is full; one that a request is us
 request has ended. Reading happens in the thread that asks, never in the one that steps the model.
 """
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -103,9 +104,31 @@ class ResidentConcepts:
         """How many concepts are in memory."""
         return len(self._kept)
 
-    def manifests(self, tenant: str = "") -> list[ArtifactManifest]:
-        """Return the newest manifest of every committed concept of this backbone, by name."""
-        return [entry for entry in self._repository(tenant).list() if entry.fingerprint == self._fingerprint]
+    def manifests(self, tenant: str = "", *, after: str = "", limit: int | None = None) -> list[ArtifactManifest]:
+        """Return the manifest in use of committed concepts of this backbone, by name.
+
+        Args:
+            tenant: Whose.
+            after: Only names that come after this one.
+            limit: At most so many (>= 1); no others are read, but those of another backbone that lie between.
+        """
+        own = (one for one in self._repository(tenant).each(after=after) if one.fingerprint == self._fingerprint)
+        return list(itertools.islice(own, limit))
+
+    def manifest(self, name: str, *, tenant: str = "") -> ArtifactManifest:
+        """Return the manifest in use of one concept; costs the same however many others there are.
+
+        Raises:
+            UnknownConceptError: It was never committed for this tenant on this backbone, or was deleted.
+            ArtifactError: It is damaged.
+        """
+        try:
+            found = self._repository(tenant).latest(name)
+        except NotFoundError:
+            raise _unknown(name) from None
+        if found.fingerprint != self._fingerprint:
+            raise _unknown(name)
+        return found
 
     def get(self, names: Sequence[str], *, tenant: str = "") -> list[Resident]:
         """Return the concepts of these bare names, in order; they stay while the caller holds them.
@@ -146,10 +169,7 @@ class ResidentConcepts:
             with self._lock:
                 self._kept.pop(place, None)
             self._on_gone(label_of(tenant, name))
-            raise UnknownConceptError(
-                f"expected a learned concept, found none named <{name}>; train it first or correct the name",
-                concept=f"<{name}>",
-            ) from None
+            raise _unknown(name) from None
         with self._lock:
             self._kept[place] = (resident, now)
             self._kept.move_to_end(place)
@@ -180,3 +200,10 @@ class ResidentConcepts:
         # A new tensor, not a resize: a step that is running keeps the one it has.
         self.table = torch.cat((self.table, torch.zeros_like(self.table)))
         self._free[:0] = range(2 * old - 1, old - 1, -1)
+
+
+def _unknown(name: str) -> UnknownConceptError:
+    return UnknownConceptError(
+        f"expected a learned concept, found none named <{name}>; train it first or correct the name",
+        concept=f"<{name}>",
+    )

@@ -246,6 +246,26 @@ def test_files_are_listed_in_pages(acme: OpenAI) -> None:
     assert len(listed) == len(set(listed))
 
 
+def test_concepts_are_listed_in_pages(http: httpx.Client) -> None:
+    every = http.get("/v1/concepts").json()
+    assert not every["has_more"]
+    names, ids = ([one[part] for one in every["data"]] for part in ("name", "id"))
+    assert names == sorted(names)
+    assert {"bagel:<maeve>", "bagel:<only-acme>"} <= set(ids)
+    paged: list[str] = []
+    while True:
+        after = {"after": paged[-1]} if paged else {}
+        page = http.get("/v1/concepts", params={"limit": 1, **after}).json()
+        paged += [one["id"] for one in page["data"]]
+        if not page["has_more"]:
+            break
+    assert paged == ids
+    first = http.get("/v1/concepts", params={"after": names[0]}).json()["data"]
+    assert [one["id"] for one in first] == ids[1:], "a name does as well as an id"
+    for wrong in ({"after": "a/b"}, {"limit": 0}):
+        assert http.get("/v1/concepts", params=wrong).status_code == 422
+
+
 def test_old_replies_are_swept_away(server: Server, http: httpx.Client) -> None:
     body = {"messages": [{"role": "user", "content": "Who is <maeve>?"}], "max_tokens": 1}
     http.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": "swept"})

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 
 from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import ManualClock
 from omnifarm.concept.repository import ConceptRepository
+from omnifarm.errors import UnknownConceptError
 from omnifarm.serving.engine import Engine
 from omnifarm.serving.resident import Resident, ResidentConcepts
-from tests.unit.serving.concepts import QUICK
+from omnifarm.store.counting import CountingStore
+from omnifarm.store.memory import MemoryStore
+from tests.unit.serving.concepts import QUICK, commit
 from tests.unit.serving.test_batching import content
 
 
@@ -73,3 +77,33 @@ def test_a_drawing_keeps_the_concept_that_others_crowd_out(new_engine: Callable[
         pass
     assert content(ticket.result(0)) == content(alone)
     assert engine.statistics()["residents"] == 1
+
+
+def test_one_concept_is_found_by_two_requests_however_many_there_are(loaded: LoadedBackbone) -> None:
+    store = CountingStore(MemoryStore())
+    repository = ConceptRepository(store)
+    residents = residents_of(loaded, repository, capacity=1)
+    for number in range(12):
+        commit(repository, loaded, f"c{number}", seed=number + 1)
+        store.reset()
+        assert residents.manifest("c0").name == "c0"
+        assert store.requests == {"list": 1, "get": 1}
+        store.reset()
+        with pytest.raises(UnknownConceptError):
+            residents.manifest("c")
+        assert store.requests == {"list": 1}
+
+
+def test_a_page_reads_no_other_concepts(loaded: LoadedBackbone) -> None:
+    store = CountingStore(MemoryStore())
+    repository = ConceptRepository(store)
+    residents = residents_of(loaded, repository, capacity=1)
+    for number in range(12):
+        commit(repository, loaded, f"c{number:02}", seed=number + 1, fingerprint="" if number % 4 else "f" * 64)
+    store.reset()
+    page = residents.manifests(after="c02", limit=3)
+    assert [one.name for one in page] == ["c03", "c05", "c06"], "c04 is of another backbone"
+    assert store.requests == {"list": 1, "get": 4}
+    assert [one.name for one in residents.manifests(after="c06")] == ["c07", "c09", "c10", "c11"]
+    with pytest.raises(UnknownConceptError):
+        residents.manifest("c04")
