@@ -59,6 +59,11 @@ class Origins:
                 self._kept.popitem(last=False)
         return spec
 
+    def let_go(self) -> None:
+        """Forget everything that was kept: it serves the many thumbnails of a page, not the next day."""
+        with self._lock:
+            self._kept.clear()
+
     def photo(self, space: Space, *, name: str, version: str, number: int, side: int) -> bytes:
         """Return one of its photographs as a PNG.
 

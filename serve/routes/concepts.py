@@ -57,11 +57,20 @@ async def concept(name: str, shared: Shared, caller: User) -> ConceptDetails:
 async def delete_concept(name: str, shared: Shared, caller: Learner) -> Deleted:
     """Delete a concept: every version, its jobs and the copies of its photographs; uploaded files stay.
 
-    Replicas use a concept they know for at most two more seconds.
+    This replica forgets it at once; others use it for at most two more seconds, and forget it in their next round.
     """
     bare = bare_name(name, field="name")
-    await anyio.to_thread.run_sync(shared.space(caller).tuning.forget, bare)
+    await anyio.to_thread.run_sync(_forget, shared, caller, bare)
     return Deleted(id=bare, object="concept")
+
+
+def _forget(shared: Services, caller: Caller, name: str) -> None:
+    try:
+        shared.space(caller).tuning.forget(name)
+    finally:
+        # Also when the store failed midway: what is still there is read again when it is asked for.
+        shared.engine.forget(name, tenant=caller.tenant)
+        shared.origins.let_go()
 
 
 async def _manifest(shared: Services, caller: Caller, name: str) -> ArtifactManifest:
