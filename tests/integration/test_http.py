@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from omnifarm.cli.perf_load import load_server
 from omnifarm.clock import SystemClock
 from omnifarm.store.open import open_store
-from omnifarm.tenancy import Accounts, TenantLimits
+from omnifarm.tenancy import SCOPES, Accounts, TenantLimits
 from tests.integration.serve.conftest import CHECKPOINT, RECIPE, commit, picture
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -65,7 +65,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     keys = []
     for tenant, seed in (("acme", 1), ("globex", 2)):
         accounts.create(tenant, limits=TenantLimits(requests_per_minute=60_000, max_concurrent=64))
-        keys.append(accounts.add_key(tenant))
+        keys.append(accounts.add_key(tenant, scopes=SCOPES))
         commit(open_store(f"{store}/tenants/{tenant}"), "maeve", seed=seed)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
