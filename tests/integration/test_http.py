@@ -67,6 +67,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         accounts.create(tenant, limits=TenantLimits(requests_per_minute=60_000, max_concurrent=64))
         keys.append(accounts.add_key(tenant, scopes=SCOPES))
         commit(open_store(f"{store}/tenants/{tenant}"), "maeve", seed=seed)
+        commit(open_store(f"{store}/tenants/{tenant}"), f"only-{tenant}", seed=seed + 10)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
