@@ -29,6 +29,8 @@ Scope = Literal["use", "learn", "operate"]
 """use: ask, draw, edit. learn: upload, train, delete. operate: read the server's metrics."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 """Every scope."""
+USUAL_SCOPES: tuple[Scope, ...] = ("use", "learn")
+"""Scopes of a key for which nothing else is said: the server's metrics are of all its tenants, so they are not among them."""
 
 _TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _KEY = re.compile(r"omf_([a-z0-9][a-z0-9-]{0,31})_([A-Za-z0-9_-]{43})")
@@ -157,7 +159,7 @@ class Accounts:
         self._forget()
         return account
 
-    def add_key(self, tenant: str, *, scopes: Iterable[Scope] = SCOPES) -> str:
+    def add_key(self, tenant: str, *, scopes: Iterable[Scope] = USUAL_SCOPES) -> str:
         """Add a key and return it; it cannot be read again.
 
         Raises:

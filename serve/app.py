@@ -53,7 +53,8 @@ class OmniFarm:
         # Only held, so that both are one application.
         self._trainer = trainer
         self._services: Services = build_services(settings, peers=self._expositions, replica=self._replica)
-        sweeper = Sweeper(self._services.spaces, clock=self._services.clock)
+        shared = self._services
+        sweeper = Sweeper(shared.spaces, engine=shared.engine, origins=shared.origins, clock=shared.clock)
         threading.Thread(target=sweeper.run_forever, name="sweeper", daemon=True).start()
         event(_LOG, "replica_ready", backbone=settings.backbone, fingerprint=self._services.engine.fingerprint)
 

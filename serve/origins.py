@@ -1,5 +1,6 @@
 """What a learned concept was learned from: its photographs and facts, read again for its owner to look at."""
 
+import re
 import threading
 from collections import OrderedDict
 
@@ -11,6 +12,7 @@ from serve.pictures import encode_picture
 from serve.spaces import Space
 
 _KEPT = 64
+_JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Origins:
@@ -31,6 +33,8 @@ class Origins:
         Raises:
             StoreError: The store does not answer.
         """
+        if not _JOB_ID.fullmatch(version):
+            return None
         try:
             # Asked each time: what was deleted must not be shown from memory.
             record = space.queue.get(version)
@@ -54,6 +58,11 @@ class Origins:
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
         return spec
+
+    def let_go(self) -> None:
+        """Forget everything that was kept: it serves the many thumbnails of a page, not the next day."""
+        with self._lock:
+            self._kept.clear()
 
     def photo(self, space: Space, *, name: str, version: str, number: int, side: int) -> bytes:
         """Return one of its photographs as a PNG.

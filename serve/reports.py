@@ -4,18 +4,17 @@ A run is put there by `omnifarm bench run` (or `jobs/run_benchmark.py`) with thi
 """
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from omnifarm.bench.plan import PREFIX
+from omnifarm.bench.plan import PREFIX, is_run_name
 from omnifarm.bench.report.build import SCHEMA_VERSION
 from omnifarm.bench.report.markdown import SECTIONS, columns_of, conditions, rows_of
 from omnifarm.errors import NotFoundError
 from omnifarm.store.base import Store
 from serve.errors import MissingError
 
-_REPORT = re.compile(rf"{PREFIX}/([^/]+)/report\.json")
+_REPORT = "/report.json"
 _CELL = ("value", "low", "high", "n", "failures", "reason")
 
 
@@ -25,9 +24,9 @@ def list_reports(store: Store) -> list[dict[str, Any]]:
     Raises:
         StoreError: The store does not answer.
     """
-    runs = [match.group(1) for key in store.list(f"{PREFIX}/") if (match := _REPORT.fullmatch(key))]
+    keys = [key for key in store.list(f"{PREFIX}/") if key.endswith(_REPORT)]
     found = []
-    for run in runs:
+    for run in (key.removeprefix(f"{PREFIX}/").removesuffix(_REPORT) for key in keys):
         report = _read(store, run)
         if report is not None:
             found.append(
@@ -74,7 +73,7 @@ def report_page(store: Store, run: str) -> bytes:
         MissingError: There is no such report.
         StoreError: The store does not answer.
     """
-    if _REPORT.fullmatch(f"{PREFIX}/{run}/report.json") is None:
+    if not is_run_name(run):
         raise _missing(run)
     try:
         return store.get(f"{PREFIX}/{run}/report.html").data
@@ -84,8 +83,10 @@ def report_page(store: Store, run: str) -> bytes:
 
 def _read(store: Store, run: str) -> dict[str, Any] | None:
     """Return a report of this version; one of another version cannot be shown."""
+    if not is_run_name(run):
+        return None
     try:
-        report: dict[str, Any] = json.loads(store.get(f"{PREFIX}/{run}/report.json").data)
+        report: dict[str, Any] = json.loads(store.get(f"{PREFIX}/{run}{_REPORT}").data)
     except NotFoundError:
         return None
     return report if report.get("schema_version") == SCHEMA_VERSION else None

@@ -1,7 +1,8 @@
 """Uploaded files of one tenant: photographs and concept documents, waiting to be learned from.
 
-files/<file id>/content      a re-encoded picture, or a JSON text
-files/<file id>/file.json    written last: a file without it does not exist
+files/<file id>/content-<bytes>    a re-encoded picture, or a JSON text; its name tells its size, so that room is counted
+                                   by listing, without reading anything
+files/<file id>/file.json          written last: a file without it does not exist
 """
 
 import json
@@ -22,6 +23,8 @@ PREFIX = "files/"
 Purpose = Literal["vision", "fine-tune"]
 """vision: a photograph. fine-tune: a concept document."""
 
+_RECORD = "/file.json"
+_CONTENT = re.compile(rf"({PREFIX}[^/]+)/content-([0-9]+)")
 _FILE_ID = re.compile(r"file-[0-9a-f]{24}")
 _SCHEMA_VERSION = 1
 
@@ -70,7 +73,8 @@ class Shelf:
     def add(self, data: bytes, *, filename: str, purpose: Purpose, media_type: str, limits: TenantLimits) -> StoredFile:
         """Keep a file.
 
-        Two uploads at the same moment may together exceed a limit by one file.
+        A file counts from the moment its record is written. Uploads of one moment do not see each other: together they
+        may exceed a limit by what all of them but one add, and it is the tenant's rate that bounds how many they are.
 
         Raises:
             QuotaError: The tenant has as many files, or bytes, as it may.
@@ -84,7 +88,7 @@ class Shelf:
             size_bytes=len(data),
             created_at_s=self._clock.now_s(),
         )
-        self._store.put(_content(file.file_id), data)
+        self._store.put(_content(file), data)
         self._store.put(_record(file.file_id), file.encode())
         return file
 
@@ -99,13 +103,13 @@ class Shelf:
         Raises:
             QuotaError: The tenant has as many files, or bytes, as it may.
         """
-        files = self.list()
+        held, uploaded = self._held()
         copied = copied_bytes(self._store)
-        used = sum(file.size_bytes for file in files) + copied
-        has_many = num_files > 0 and len(files) + num_files > limits.max_files
+        used = uploaded + copied
+        has_many = num_files > 0 and held + num_files > limits.max_files
         if has_many or used + size_bytes > limits.max_file_bytes:
             raise QuotaError(
-                f"expected at most {limits.max_files} files and {limits.max_file_bytes} bytes, found {len(files)} files "
+                f"expected at most {limits.max_files} files and {limits.max_file_bytes} bytes, found {held} files "
                 f"and {used} bytes already, {copied} of them copies that jobs learn from; delete files that were "
                 "learned from, or concepts"
             )
@@ -129,9 +133,9 @@ class Shelf:
         Raises:
             MissingError: The tenant has no such file.
         """
-        self.get(file_id)
+        file = self.get(file_id)
         try:
-            return self._store.get(_content(file_id)).data
+            return self._store.get(_content(file)).data
         except NotFoundError:
             raise _missing(file_id) from None
 
@@ -139,7 +143,7 @@ class Shelf:
         """Return every file, newest first."""
         found = []
         for key in self._store.list(PREFIX):
-            if key.endswith("/file.json"):
+            if key.endswith(_RECORD):
                 try:
                     found.append(StoredFile.decode(self._store.get(key).data))
                 except NotFoundError:  # deleted since it was listed
@@ -154,7 +158,20 @@ class Shelf:
         """
         self.get(file_id)
         self._store.erase(_record(file_id))
-        self._store.erase(_content(file_id))
+        for key in list(self._store.erasable(f"{PREFIX}{file_id}/")):
+            self._store.erase(key)
+
+    def _held(self) -> tuple[int, int]:
+        """Return how many files there are, and their bytes; one listing, and nothing is read."""
+        # In the order of keys a content comes right before its record; what a crashed upload left has none.
+        num_files, used, folder, size_bytes = 0, 0, "", 0
+        for key in self._store.list(PREFIX):
+            if (found := _CONTENT.fullmatch(key)) is not None:
+                folder, size_bytes = found[1], int(found[2])
+            elif key.endswith(_RECORD):
+                num_files += 1
+                used += size_bytes if key == folder + _RECORD else 0
+        return num_files, used
 
 
 def purpose_of(text: str) -> Purpose | None:
@@ -163,11 +180,11 @@ def purpose_of(text: str) -> Purpose | None:
 
 
 def _record(file_id: str) -> str:
-    return f"{PREFIX}{file_id}/file.json"
+    return f"{PREFIX}{file_id}{_RECORD}"
 
 
-def _content(file_id: str) -> str:
-    return f"{PREFIX}{file_id}/content"
+def _content(file: StoredFile) -> str:
+    return f"{PREFIX}{file.file_id}/content-{file.size_bytes}"
 
 
 def _missing(file_id: str) -> MissingError:

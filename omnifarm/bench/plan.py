@@ -16,7 +16,7 @@ from omnifarm.errors import ConfigError
 PREFIX = "benchmark"
 """Keys of everything the benchmark writes begin with this."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,78}[A-Za-z0-9_-])?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +43,11 @@ class RunPlan:
     def __post_init__(self) -> None:
         if not (self.rows or self.others) or not self.seeds:
             raise ConfigError("a run needs at least one row and one seed")
-        if self.name and not _NAME.fullmatch(self.name):
-            raise ConfigError(f"a run's name is 1 to 80 letters, digits, '_', '.' or '-', found {self.name!r}")
+        if self.name and not is_run_name(self.name):
+            raise ConfigError(
+                "expected a run's name of 1 to 80 letters, digits, '_', '.' or '-', with a letter or digit first and no "
+                f"'.' last, found {self.name[:80]!r}; choose another"
+            )
 
     @property
     def run(self) -> str:
@@ -118,3 +121,8 @@ class RunPlan:
 
     def _text(self) -> str:
         return json.dumps({key: value for key, value in self.to_json().items() if key != "name"}, sort_keys=True)
+
+
+def is_run_name(text: str) -> bool:
+    """Return whether a run can have this name: a part of a key that every store can hold."""
+    return _NAME.fullmatch(text) is not None

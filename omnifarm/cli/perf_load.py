@@ -1,14 +1,12 @@
 """`omnifarm perf load`: mixed traffic of several tenants against a running server, and what it did not do wrong.
 
 Every request of a well-behaved client is a canary: its answer was asked for once before, alone, and must come back the
-same whoever it shares a batch with. An answer that is another tenant's instead would be a leak.
+same whoever it shares a batch with. An answer that is another tenant's instead would be a leak, and so would anything but
+"no such concept" for a request that names a concept only another tenant has.
 """
 
 import asyncio
-import base64
 import hashlib
-import io
-import json
 import os
 import random
 import signal
@@ -22,6 +20,7 @@ from typing import Any
 import httpx
 
 from omnifarm.cli.output import people
+from omnifarm.cli.perf_load_hostile import HOSTILE, Hostile, a_picture, about_somebody_elses
 from omnifarm.cli.perf_load_memory import MemoryLog
 from omnifarm.errors import ServingError
 
@@ -53,6 +52,8 @@ class Tally:
     """By name; see `Traffic`."""
     hostile: Counter[int] = field(default_factory=Counter)
     """Answers to hostile requests by status."""
+    foreign: int = 0
+    """How many of these were about a concept that only another tenant has."""
     latencies: dict[str, list[float]] = field(default_factory=dict)
     """Seconds of right answers by kind."""
     examples: list[str] = field(default_factory=list)
@@ -76,18 +77,29 @@ class Traffic:
         limits = httpx.Limits(max_connections=512)
         self.http = httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, limits=limits)
         self.canaries: dict[str, list[Canary]] = {}
+        self.foreign: list[tuple[str, Hostile]] = []
+        """Requests about a concept that only another tenant has, each with the key of one that has not."""
 
     async def prepare(self) -> None:
         """Ask every canary alone and remember the answer.
 
         Raises:
-            ServingError: A tenant has no concept, or two tenants get the same pictures, so that a leak would not show.
+            ServingError: A tenant has no concept, two tenants get the same pictures or every tenant has the same names, so
+                that a leak would not show; or the first key cannot read the server's metrics.
         """
+        reply = await self.http.get("/metrics", headers=_auth(self._keys[0]))
+        if reply.status_code == 403:
+            raise ServingError(
+                "expected the first key to have the scope operate, for what the server holds, found one without; make "
+                "another with `omnifarm tenant add-key NAME --scope use --scope learn --scope operate`"
+            )
+        names_of: list[list[str]] = []
         for tenant, key in enumerate(self._keys):
             reply = await self.http.get("/v1/concepts", headers=_auth(key))
             names = [entry["name"] for entry in reply.json().get("data", [])]
             if not names:
                 raise ServingError(f"expected tenant {tenant + 1} to have a concept, found none; train one first")
+            names_of.append(names)
             for canary in self._canaries(tenant, names[0]):
                 answer = await self._post(canary)
                 if answer.status_code != 200:
@@ -103,6 +115,12 @@ class Traffic:
         pictures = [canary.expected for canary in self.canaries["drawing"]]
         if len(set(pictures)) < len(pictures):
             raise ServingError("expected tenants with different concepts, found two that draw the same picture")
+        for key, own in zip(self._keys, names_of, strict=True):
+            # One name of each other tenant, if it has one of its own.
+            strange = {next((name for name in names if name not in own), "") for names in names_of} - {""}
+            self.foreign += [(key, request) for name in sorted(strange) for request in about_somebody_elses(name)]
+        if len(self._keys) > 1 and not self.foreign:
+            raise ServingError("expected a tenant with a concept that another has not, found none; learn one more")
 
     async def good(self, tally: Tally) -> None:
         """Make a request and check its answer."""
@@ -135,18 +153,31 @@ class Traffic:
 
     async def hostile(self, tally: Tally) -> None:
         """Send something no well-meaning client sends; anything but a clean refusal counts against the server."""
-        method, path, content = self.chance.choice(_HOSTILE)
-        headers = {**_auth(self.chance.choice(self._keys)), **content.get("headers", {})}
+        number = self.chance.randrange(len(HOSTILE) + len(self.foreign))
+        is_foreign = number >= len(HOSTILE)
+        if is_foreign:
+            key, request = self.foreign[number - len(HOSTILE)]
+        else:
+            key, request = self.chance.choice(self._keys), HOSTILE[number]
         try:
-            reply = await self.http.request(method, path, **{**content, "headers": headers})
+            reply = await self.send(request, key=key)
         except httpx.HTTPError as error:
             tally.outcomes["lost"] += 1
-            tally.examples.append(f"hostile {path} {type(error).__name__}")
+            tally.examples.append(f"hostile {request[1]} {type(error).__name__}")
             return
         tally.hostile[reply.status_code] += 1
-        if not 400 <= reply.status_code < 500 and not _is_refusal(reply):
-            tally.outcomes["hostile_let_in" if reply.status_code < 500 else "server_error"] += 1
-            tally.examples.append(f"hostile {path} {reply.status_code} {reply.text[:200]}")
+        tally.foreign += is_foreign
+        wrong = wrong_answer(reply, is_foreign=is_foreign)
+        if wrong is not None:
+            tally.outcomes[wrong] += 1
+            tally.examples.append(f"hostile {request[1]} {reply.status_code} {reply.text[:200]}")
+
+    async def send(self, request: Hostile, *, key: str) -> httpx.Response:
+        """Send a hostile request with a tenant's key, unless it brings its own."""
+        method, path, content = request
+        return await self.http.request(
+            method, path, **{**content, "headers": {**_auth(key), **content.get("headers", {})}}
+        )
 
     def mixture(self) -> Iterator[Callable[[Tally], Coroutine[Any, Any, None]]]:
         """Deal what to do next, for ever: of every twenty, in random order, one leaves early and one is hostile."""
@@ -199,7 +230,7 @@ class Traffic:
         drawing = {"prompt": f"A photo of <{name}>.", "replay": "off", **sampling}
         edit = {
             "data": {"prompt": f"remove <{name}>", **sampling},
-            "files": {"image": ("a.png", _picture(), "image/png")},
+            "files": {"image": ("a.png", a_picture(), "image/png")},
         }
         return [
             Canary(tenant=tenant, kind="question", path="/v1/chat/completions", content={"json": question}),
@@ -212,6 +243,21 @@ def fingerprint(reply: dict[str, Any]) -> str:
     """Return a digest of what was answered, without what differs from time to time."""
     said = reply["choices"][0]["message"]["content"] if "choices" in reply else reply["data"][0]["b64_json"]
     return hashlib.sha256(said.encode()).hexdigest()
+
+
+def wrong_answer(reply: httpx.Response, *, is_foreign: bool) -> str | None:
+    """Return what is wrong with the answer to a hostile request, or None for a clean refusal.
+
+    Args:
+        reply: The answer.
+        is_foreign: Whether the request is about a concept that only another tenant has: whatever is said of it but that
+            it does not exist is another tenant's, unless nobody had looked (too busy, too fast).
+    """
+    if _is_refusal(reply) or (400 <= reply.status_code < 500 and not is_foreign):
+        return None
+    if is_foreign:
+        return None if reply.status_code in (404, 429) else "of_another_tenant"
+    return "hostile_let_in" if reply.status_code < 500 else "server_error"
 
 
 async def run_load(
@@ -265,6 +311,7 @@ async def run_load(
         "capacity_rps": round(capacity, 3),
         "rate_rps": round(rate, 3),
         "outcomes": {name: tally.outcomes[name] for name in sorted({*tally.outcomes, *wrong, "lost"})},
+        "hostile_about_foreign_concepts": tally.foreign,
         "hostile_by_status": {str(status): count for status, count in sorted(tally.hostile.items())},
         "latency_s": {kind: _quantiles(values) for kind, values in sorted(tally.latencies.items())},
         "memory": memory.report(),
@@ -344,44 +391,3 @@ def _quantiles(values: list[float]) -> dict[str, float]:
 
 def _auth(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
-
-
-def _picture() -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.linear_gradient("L").resize((64, 64)).convert("RGB").save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
-def _chat(content: Any, **more: Any) -> dict[str, Any]:
-    return {"json": {"messages": [{"role": "user", "content": content}], **more}}
-
-
-def _image(data: bytes) -> list[dict[str, Any]]:
-    url = "data:image/png;base64," + base64.b64encode(data).decode()
-    return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
-
-
-_BOMB = _picture()[:16] + (60_000).to_bytes(4, "big") * 2 + _picture()[24:]
-_HOSTILE: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("GET", "/v1/models", {"headers": {"Authorization": "Bearer omf_acme_" + "A" * 43}}),
-    ("POST", "/v1/chat/completions", {"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}),
-    ("POST", "/v1/chat/completions", {"content": b"\xff\xfe{", "headers": {"Content-Type": "application/json"}}),
-    ("POST", "/v1/chat/completions", _chat("x" * 100_000)),
-    ("POST", "/v1/chat/completions", _chat("Who is <nobody-of-that-name>?")),
-    ("POST", "/v1/chat/completions", _chat("Who?", concepts=["../../etc/passwd"])),
-    ("POST", "/v1/chat/completions", _chat(_image(_BOMB))),
-    ("POST", "/v1/chat/completions", _chat(_image(b"GIF89a" + b"\0" * 64))),
-    ("POST", "/v1/chat/completions", _chat([{"type": "image_url", "image_url": {"url": "http://127.0.0.1:8265/"}}])),
-    ("POST", "/v1/images/generations", {"json": {"prompt": "A dog.", "size": "99999x99999"}}),
-    ("POST", "/v1/images/generations", {"json": {"prompt": "A dog.", "num_timesteps": 10**9}}),
-    (
-        "POST",
-        "/v1/images/edits",
-        {"content": b"--x\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=x"}},
-    ),
-    ("GET", "/v1/files/..%2f..%2faccounts%2facme.json", {}),
-    ("DELETE", "/v1/concepts/%3Cnobody%3E", {}),
-    ("PUT", "/v1/models", {"content": json.dumps({"a": 1})}),
-)

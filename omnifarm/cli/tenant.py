@@ -10,7 +10,13 @@ from omnifarm.cli.output import Json, people, print_json, results
 app = typer.Typer(no_args_is_help=True)
 Store = Annotated[str, typer.Option("--store", help="s3://bucket/prefix or a local folder.", envvar="OMNIFARM_STORE")]
 Name = Annotated[str, typer.Argument(help="The tenant: 1 to 32 lower-case letters, digits and '-'.")]
-Scopes = Annotated[list[str] | None, typer.Option("--scope", help="use, learn, operate; repeat it. Default: all.")]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scope",
+        help="use, learn or operate; repeat it. Default: use and learn. operate reads metrics of the whole server.",
+    ),
+]
 
 
 @app.callback()
@@ -80,11 +86,12 @@ def _accounts(store: str) -> Any:
 
 
 def _show_key(accounts: Any, name: str, scopes: list[str] | None, *, as_json: bool) -> None:
-    from omnifarm.tenancy import SCOPES
+    from omnifarm.tenancy import USUAL_SCOPES
 
-    key = accounts.add_key(name, scopes=scopes or SCOPES)
+    chosen = list(scopes or USUAL_SCOPES)
+    key = accounts.add_key(name, scopes=chosen)
     if as_json:
-        print_json({"tenant": name, "key": key, "scopes": list(scopes or SCOPES)})
+        print_json({"tenant": name, "key": key, "scopes": chosen})
         return
     people.print("keep this key; it cannot be shown again:")
     results.print(key, highlight=False, soft_wrap=True)

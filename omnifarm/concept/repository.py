@@ -10,9 +10,11 @@ to repeat and to race: exactly one writer wins, and the others are told that it 
 """
 
 import contextlib
+import itertools
 import json
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from omnifarm.concept.artifact import (
     MAX_MANIFEST_BYTES,
@@ -104,22 +106,20 @@ class ConceptRepository:
 
     def list(self) -> list[ArtifactManifest]:
         """Return the manifest in use of every concept, by name; damaged manifests are passed over."""
-        by_name: dict[str, list[ArtifactManifest]] = {}
-        for name, version in self._versions():
-            # One damaged object must not hide every other concept; loading it by name says what is wrong.
-            with contextlib.suppress(ArtifactError, NotFoundError):
-                manifest = self.manifest(name, version)
-                by_name.setdefault(name, []).append(manifest)
-        return [self._in_use(by_name[name]) for name in sorted(by_name)]
+        return list(self.each())
+
+    def each(self, *, after: str = "") -> Iterator[ArtifactManifest]:
+        """Yield what `list` returns, of the concepts whose names come after `after`; reads one when it comes to it."""
+        versions = sorted(key for key in self._versions() if key[0] > after)
+        for _, keys in itertools.groupby(versions, key=operator.itemgetter(0)):
+            found = self._sound(keys)
+            if found:
+                yield self._in_use(found)
 
     def versions(self, name: str) -> _Manifests:
         """Return the manifests of every version of a concept, newest first; damaged ones are passed over."""
         check_name(name)
-        found: _Found = []
-        for key in self._versions(name):
-            with contextlib.suppress(ArtifactError, NotFoundError):
-                found.append(self.manifest(*key))
-        return sorted(found, key=_age, reverse=True)
+        return sorted(self._sound(self._versions(name)), key=_age, reverse=True)
 
     def latest(self, name: str) -> ArtifactManifest:
         """Return the manifest in use: the newest, unless an older one was pinned since.
@@ -145,6 +145,15 @@ class ConceptRepository:
         pin = {"version": version, "instead_of": newest.version}
         self._store.put(f"{PREFIX}{name}/{PIN_FILE}", json.dumps(pin).encode())
         return manifest
+
+    def _sound(self, keys: Iterable[tuple[str, str]]) -> _Found:
+        """Return the manifests of these names and versions that can be read."""
+        found: _Found = []
+        for name, version in keys:
+            # One damaged object must not hide every other concept; loading it by name says what is wrong.
+            with contextlib.suppress(ArtifactError, NotFoundError):
+                found.append(self.manifest(name, version))
+        return found
 
     def _in_use(self, manifests: _Manifests) -> ArtifactManifest:
         newest = max(manifests, key=_age)

@@ -125,9 +125,25 @@ class Engine:
         """
         return 0.0 if self.is_idle else self._clock.monotonic_s() - self._moved_s
 
-    def list_concepts(self, tenant: str = "") -> list[ArtifactManifest]:
-        """Return the newest manifest of every concept of a tenant that this backbone can use, by name."""
-        return self._residents.manifests(tenant)
+    def list_concepts(self, tenant: str = "", *, after: str = "", limit: int | None = None) -> list[ArtifactManifest]:
+        """Return the manifests of the concepts of a tenant that this backbone can use; see `manifests` of residents."""
+        return self._residents.manifests(tenant, after=after, limit=limit)
+
+    def concept(self, name: str, *, tenant: str = "") -> ArtifactManifest:
+        """Return the manifest of one concept that this backbone can use; arguments and errors as of residents."""
+        return self._residents.manifest(name, tenant=tenant)
+
+    def forget(self, name: str, *, tenant: str = "") -> None:
+        """Let go of a concept that was deleted and of what was read with it; requests under way keep theirs."""
+        self._residents.forget(name, tenant=tenant)
+
+    def forget_deleted(self, *, limit: int) -> int:
+        """Let go of concepts that somebody else deleted; arguments, result and errors as of residents."""
+        num_gone = self._residents.forget_deleted(limit=limit)
+        # Also what a request under way had kept after its concept was forgotten, and what was read with concepts that
+        # gave way to others: nobody looks for those any more.
+        self._prefixes.keep_only(self._residents.labels())
+        return num_gone
 
     def ask(self, question: str, *, concepts: Sequence[str] | None = None, **settings: Any) -> Answer:
         """Answer a question and wait for it; arguments and errors of `Door.ask` and `submit`."""

@@ -7,7 +7,7 @@ said, in order. Nothing a client sends is ever a key, and no tenant's key can be
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from torch import Tensor
 
@@ -97,6 +97,12 @@ class PrefixCache:
         """Drop every context with this label: its concept was deleted or learned anew."""
         with self._lock:
             for key in [key for key, (_, labels) in self._kept.items() if label in labels]:
+                self._drop(key)
+
+    def keep_only(self, labels: Set[str]) -> None:
+        """Drop every context that has a label which is not among these."""
+        with self._lock:
+            for key in [key for key, (_, own) in self._kept.items() if not own <= labels]:
                 self._drop(key)
 
     def _drop(self, key: bytes) -> None:

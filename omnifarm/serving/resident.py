@@ -1,11 +1,13 @@
 """The table of soft tokens that are in memory, on the backbone's device.
 
 The repository in the store holds the truth. A concept is read when it is first asked for and looked up again after
-`refresh_s`: a new version replaces the old one and a deleted concept disappears, without a restart. The least
+`refresh_s`: a new version replaces the old one and a deleted concept disappears, without a restart. One that nobody
+asks for any more is looked for in turn (`forget_deleted`). The least
 recently used concept gives way when the table is full; one that a request is using keeps its rows until that
 request has ended. Reading happens in the thread that asks, never in the one that steps the model.
 """
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -94,6 +96,7 @@ class ResidentConcepts:
         self._capacity, self._refresh_s = capacity, refresh_s
         self._on_gone = on_gone
         self._kept: OrderedDict[tuple[str, str], tuple[Resident, float]] = OrderedDict()
+        self._turn: list[tuple[str, str]] = []
         self._lock = threading.RLock()
         self.table = torch.zeros(_FIRST_ROWS, width, dtype=dtype, device=device)
         """(R, D) soft tokens of all residents."""
@@ -103,9 +106,31 @@ class ResidentConcepts:
         """How many concepts are in memory."""
         return len(self._kept)
 
-    def manifests(self, tenant: str = "") -> list[ArtifactManifest]:
-        """Return the newest manifest of every committed concept of this backbone, by name."""
-        return [entry for entry in self._repository(tenant).list() if entry.fingerprint == self._fingerprint]
+    def manifests(self, tenant: str = "", *, after: str = "", limit: int | None = None) -> list[ArtifactManifest]:
+        """Return the manifest in use of committed concepts of this backbone, by name.
+
+        Args:
+            tenant: Whose.
+            after: Only names that come after this one.
+            limit: At most so many (>= 1); no others are read, but those of another backbone that lie between.
+        """
+        own = (one for one in self._repository(tenant).each(after=after) if one.fingerprint == self._fingerprint)
+        return list(itertools.islice(own, limit))
+
+    def manifest(self, name: str, *, tenant: str = "") -> ArtifactManifest:
+        """Return the manifest in use of one concept; costs the same however many others there are.
+
+        Raises:
+            UnknownConceptError: It was never committed for this tenant on this backbone, or was deleted.
+            ArtifactError: It is damaged.
+        """
+        try:
+            found = self._repository(tenant).latest(name)
+        except NotFoundError:
+            raise _unknown(name) from None
+        if found.fingerprint != self._fingerprint:
+            raise _unknown(name)
+        return found
 
     def get(self, names: Sequence[str], *, tenant: str = "") -> list[Resident]:
         """Return the concepts of these bare names, in order; they stay while the caller holds them.
@@ -115,6 +140,41 @@ class ResidentConcepts:
             ArtifactError: One of them is damaged or belongs to another backbone.
         """
         return [self._get(tenant, name) for name in names]
+
+    def labels(self) -> set[str]:
+        """Return the labels of all concepts that are in memory."""
+        with self._lock:
+            return {label_of(*place) for place in self._kept}
+
+    def forget(self, name: str, *, tenant: str = "") -> None:
+        """Let go of a concept; where it still exists, it is read again when it is asked for. Safe to repeat."""
+        with self._lock:
+            self._kept.pop((tenant, name), None)
+        self._on_gone(label_of(tenant, name))
+
+    def forget_deleted(self, *, limit: int) -> int:
+        """Let go of concepts whose version is not in the store any more, whether or not anybody asks for them.
+
+        Args:
+            limit: Concepts (>= 1) that are looked for, one small request each; the next call goes on with the others.
+
+        Returns:
+            How many were let go of.
+
+        Raises:
+            StoreError: The store does not answer; what was not looked for stays.
+        """
+        with self._lock:
+            # A turn is over before the next begins, so that the first ones do not keep the last from being looked for.
+            self._turn = self._turn or list(self._kept)
+            chosen, self._turn = self._turn[:limit], self._turn[limit:]
+        num_gone = 0
+        for tenant, name in chosen:
+            known = self._kept.get((tenant, name))
+            if known is not None and not self._repository(tenant).is_committed(name, known[0].version):
+                self.forget(name, tenant=tenant)
+                num_gone += 1
+        return num_gone
 
     def give_back(self, ids: list[int]) -> None:
         """Take rows back; called by `Rows` alone."""
@@ -143,13 +203,8 @@ class ResidentConcepts:
                 manifest, soft_tokens = repository.load(name, fingerprint=self._fingerprint)
                 resident = self._install(tenant, name, manifest, soft_tokens)
         except NotFoundError:
-            with self._lock:
-                self._kept.pop(place, None)
-            self._on_gone(label_of(tenant, name))
-            raise UnknownConceptError(
-                f"expected a learned concept, found none named <{name}>; train it first or correct the name",
-                concept=f"<{name}>",
-            ) from None
+            self.forget(name, tenant=tenant)
+            raise _unknown(name) from None
         with self._lock:
             self._kept[place] = (resident, now)
             self._kept.move_to_end(place)
@@ -180,3 +235,10 @@ class ResidentConcepts:
         # A new tensor, not a resize: a step that is running keeps the one it has.
         self.table = torch.cat((self.table, torch.zeros_like(self.table)))
         self._free[:0] = range(2 * old - 1, old - 1, -1)
+
+
+def _unknown(name: str) -> UnknownConceptError:
+    return UnknownConceptError(
+        f"expected a learned concept, found none named <{name}>; train it first or correct the name",
+        concept=f"<{name}>",
+    )

@@ -113,6 +113,10 @@ class Store(Protocol):
 def check_key(key: str) -> str:
     """Return `key` if every store can hold it.
 
+    A key that none can hold is a mistake of ours, not an object that is missing: it is never answered by NotFoundError,
+    which would let a mistyped deletion pass as done. Names that strangers send are therefore checked, by the rule for
+    such names, before they become part of a key.
+
     Args:
         key: Parts joined by "/"; a part holds printable characters, but neither ":" nor "\\" nor quotes nor
             wildcards, and is not "." or "..".

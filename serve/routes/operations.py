@@ -1,5 +1,6 @@
 """`/health`, `/ready` and `/metrics`: for whoever runs the server."""
 
+from pathlib import Path
 from typing import Literal
 
 from fastapi import APIRouter
@@ -33,7 +34,8 @@ class ReadyReply(BaseModel):
 @router.get("/health", response_model=HealthReply)
 async def health(shared: Shared) -> HealthReply:
     """Say that the replica answers."""
-    return HealthReply(backbone=shared.settings.backbone, fingerprint=shared.engine.fingerprint)
+    # Its name alone: where it lies concerns nobody who has no key.
+    return HealthReply(backbone=Path(shared.settings.backbone).name, fingerprint=shared.engine.fingerprint)
 
 
 @router.get("/ready", response_model=ReadyReply, responses={503: {"model": ErrorReply}})

@@ -229,10 +229,11 @@ class ConceptDetails(ConceptObject):
 
 
 class ConceptsReply(BaseModel):
-    """Every concept the caller can use, by name."""
+    """Concepts the caller can use, by name."""
 
     object: Literal["list"] = "list"
     data: list[ConceptObject]
+    has_more: bool = False
 
 
 def events_of(job: Job) -> list[JobEvent]:

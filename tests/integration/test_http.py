@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from omnifarm.cli.perf_load import load_server
 from omnifarm.clock import SystemClock
 from omnifarm.store.open import open_store
-from omnifarm.tenancy import Accounts, TenantLimits
+from omnifarm.tenancy import SCOPES, Accounts, TenantLimits
 from tests.integration.serve.conftest import CHECKPOINT, RECIPE, commit, picture
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -65,8 +65,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     keys = []
     for tenant, seed in (("acme", 1), ("globex", 2)):
         accounts.create(tenant, limits=TenantLimits(requests_per_minute=60_000, max_concurrent=64))
-        keys.append(accounts.add_key(tenant))
+        keys.append(accounts.add_key(tenant, scopes=SCOPES))
         commit(open_store(f"{store}/tenants/{tenant}"), "maeve", seed=seed)
+        commit(open_store(f"{store}/tenants/{tenant}"), f"only-{tenant}", seed=seed + 10)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -289,5 +290,16 @@ def test_an_update_replaces_the_replica_and_no_request_fails(served: Served, tmp
 
 def test_the_log_holds_one_line_for_a_request(served: Served, client: httpx.Client) -> None:
     client.get("/v1/concepts", headers={"X-Request-Id": "look-for-this-one"})
-    logs = Path(f"/tmp/omf-http-{os.getpid()}").rglob("*.*")
-    wait_until(lambda: any("look-for-this-one" in path.read_text(errors="replace") for path in logs if path.is_file()))
+
+    def ours() -> list[dict[str, object]]:
+        # Serve writes the id into lines of its own format, too; ours are JSON.
+        files = [path for path in Path(f"/tmp/omf-http-{os.getpid()}").rglob("*.*") if path.is_file()]
+        lines = [line for path in files for line in path.read_text(errors="replace").splitlines()]
+        found = [json.loads(line) for line in lines if line.startswith('{"time":') and "look-for-this-one" in line]
+        return [line for line in found if line["logger"] == "omnifarm.access"]
+
+    wait_until(lambda: ours() != [])
+    (line,) = ours()
+    assert line["event"] == "request"
+    assert (line["request_id"], line["tenant"], line["status"]) == ("look-for-this-one", "acme", 200)
+    assert (line["method"], line["route"]) == ("GET", "/v1/concepts")

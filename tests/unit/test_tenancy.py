@@ -36,6 +36,12 @@ def test_a_key_opens_its_own_tenants_door(accounts: Accounts) -> None:
     assert accounts.authenticate(key[:-1] + ("A" if key[-1] != "A" else "B")) is None
 
 
+def test_a_key_reads_no_metrics_unless_it_was_made_for_that(accounts: Accounts) -> None:
+    accounts.create("acme")
+    callers = [accounts.authenticate(accounts.add_key("acme", **how)) for how in ({}, {"scopes": ["operate"]})]
+    assert [caller and caller.scopes for caller in callers] == [("use", "learn"), ("operate",)]
+
+
 @pytest.mark.parametrize("key", ["", "omf_", "omf_acme_", "omf_acme_short", "omf_../../x_" + "A" * 43, "é" * 60])
 def test_what_is_no_key_opens_nothing(accounts: Accounts, key: str) -> None:
     accounts.create("acme")

@@ -143,7 +143,17 @@ def test_deleting_a_concept_leaves_nothing_of_it(server: Server, acme: OpenAI, h
     assert http.get("/v1/concepts/gone").status_code == 200
     drawn = {"prompt": "A photo of <gone>.", "size": "32x32", "num_timesteps": 3, "replay": "off"}
     assert http.post("/v1/images/generations", json=drawn, headers={"Idempotency-Key": "gone"}).status_code == 200
+    # What the studio shows of it is remembered, too.
+    (version,) = http.get("/studio/api/concepts/gone").json()["versions"]
+    assert version["num_photos"]
+    services = server.services
+    assert "acme/gone" in services.engine._residents.labels()
+    assert ("acme", version["version"]) in services.origins._kept
     assert http.delete("/v1/concepts/gone").json() == {"id": "gone", "object": "concept", "deleted": True}
+    # At once, before anybody asks for it again.
+    assert "acme/gone" not in services.engine._residents.labels()
+    assert not any("acme/gone" in labels for _, labels in services.engine._prefixes._kept.values())
+    assert ("acme", version["version"]) not in services.origins._kept
     assert http.delete("/v1/concepts/gone").status_code == 404
     assert http.get("/v1/concepts/gone").status_code == 404
     with pytest.raises(openai.NotFoundError):
@@ -246,14 +256,39 @@ def test_files_are_listed_in_pages(acme: OpenAI) -> None:
     assert len(listed) == len(set(listed))
 
 
+def test_concepts_are_listed_in_pages(http: httpx.Client) -> None:
+    every = http.get("/v1/concepts").json()
+    assert not every["has_more"]
+    names, ids = ([one[part] for one in every["data"]] for part in ("name", "id"))
+    assert names == sorted(names)
+    assert {"bagel:<maeve>", "bagel:<only-acme>"} <= set(ids)
+    paged: list[str] = []
+    while True:
+        after = {"after": paged[-1]} if paged else {}
+        page = http.get("/v1/concepts", params={"limit": 1, **after}).json()
+        paged += [one["id"] for one in page["data"]]
+        if not page["has_more"]:
+            break
+    assert paged == ids
+    first = http.get("/v1/concepts", params={"after": names[0]}).json()["data"]
+    assert [one["id"] for one in first] == ids[1:], "a name does as well as an id"
+    for wrong in ({"after": "a/b"}, {"limit": 0}):
+        assert http.get("/v1/concepts", params=wrong).status_code == 422
+
+
+def sweeper_of(server: Server, *, now_s: float) -> Sweeper:
+    shared = server.services
+    return Sweeper(shared.spaces, engine=shared.engine, origins=shared.origins, clock=ManualClock(now_s))
+
+
 def test_old_replies_are_swept_away(server: Server, http: httpx.Client) -> None:
     body = {"messages": [{"role": "user", "content": "Who is <maeve>?"}], "max_tokens": 1}
     http.post("/v1/chat/completions", json=body, headers={"Idempotency-Key": "swept"})
     store = server.services.spaces.of("acme").store
     assert list(store.list("idempotency/"))
     now_s = server.services.clock.now_s()
-    assert Sweeper(server.services.spaces, clock=ManualClock(now_s)).sweep() == 0
-    assert Sweeper(server.services.spaces, clock=ManualClock(now_s + KEPT_S + 1)).sweep() > 0
+    assert sweeper_of(server, now_s=now_s).sweep() == 0
+    assert sweeper_of(server, now_s=now_s + KEPT_S + 1).sweep() > 0
     assert list(store.list("idempotency/")) == []
 
 

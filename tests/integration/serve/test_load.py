@@ -10,7 +10,7 @@ import pytest
 from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.weights import load_backbone
 from omnifarm.cli.perf_http import http_overhead
-from omnifarm.cli.perf_load import Canary, Traffic, fingerprint, load_server
+from omnifarm.cli.perf_load import Canary, Traffic, fingerprint, load_server, wrong_answer
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import ServingError
 from omnifarm.serving.engine import Engine
@@ -50,6 +50,40 @@ def test_an_answer_of_another_tenant_is_recognised(server: Server, keys: list[st
     assert asyncio.run(judged()) == [
         "right", "of_another_tenant", "changed", "server_error", "refused", "server_error",
     ]  # fmt: skip
+
+
+def test_a_word_about_somebody_elses_concept_is_recognised(server: Server, keys: list[str]) -> None:
+    async def judged() -> list[list[str | None]]:
+        traffic = Traffic(server.url, keys=keys, steps=3, seed=0)
+        async with traffic.http:
+            await traffic.prepare()
+            assert {key for key, _ in traffic.foreign} == set(keys)
+            # To whoever has no such concept there is none; to its own tenant, who stands for a leak, there is.
+            replies = [
+                [await traffic.send(request, key=key) for key in (stranger, keys[stranger == keys[0]])]
+                for stranger, request in traffic.foreign
+            ]
+            return [[wrong_answer(reply, is_foreign=True) for reply in pair] for pair in replies]
+
+    found = asyncio.run(judged())
+    assert len(found) == 10
+    assert all(pair == [None, "of_another_tenant"] for pair in found), found
+
+
+def test_an_answer_to_a_hostile_request_is_judged_by_its_status() -> None:
+    busy = httpx.Response(503, headers={"Retry-After": "1"})
+    replies = [busy, *map(httpx.Response, (404, 429, 403, 200, 500))]
+    foreign = [wrong_answer(reply, is_foreign=True) for reply in replies]
+    assert foreign == [None, None, None, *(3 * ["of_another_tenant"])]
+    assert [wrong_answer(reply, is_foreign=False) for reply in replies] == [
+        None, None, None, None, "hostile_let_in", "server_error",
+    ]  # fmt: skip
+
+
+def test_a_key_that_reads_no_metrics_is_refused(server: Server) -> None:
+    few = [server.key("acme", "use", "learn"), server.key("globex")]
+    with pytest.raises(ServingError, match="the scope operate"):
+        load_server(server.url, keys=few, seconds=1, calibrate_s=1, share=0.8, steps=3, seed=0, is_killing=False)
 
 
 def test_tenants_that_could_not_be_told_apart_are_refused(server: Server, keys: list[str]) -> None:

@@ -1,13 +1,20 @@
 """The studio's own endpoints about pictures and benchmark runs, over HTTP: who may ask, what is refused."""
 
+import http.client
 import json
+import logging
+import re
+from collections.abc import Iterator
+from urllib.parse import quote
 
 import httpx
 import pytest
+from fastapi.routing import APIRoute
 
 from omnifarm.bench.report.build import SCHEMA_VERSION
 from omnifarm.store.open import open_store
 from omnifarm.tenancy import tenant_store_url
+from serve.routes import studio
 from tests.integration.serve.conftest import Server, picture
 
 pytestmark = pytest.mark.slow
@@ -96,3 +103,45 @@ def test_a_report_of_another_version_is_not_shown(server: Server) -> None:
         assert client.get("/studio/api/reports").json()["reports"] == []
         assert client.get("/studio/api/reports/old").status_code == 404
         assert client.get("/studio/api/reports/..%2Faccounts/page").status_code == 404
+
+
+HOSTILE = ("\0", "a\0b", "a" * 300, "..", ".", "%2e%2e%2f", "../../accounts/acme", "a\nb", "\U0001f600", "", " ", "a.")
+"""What no path of the studio has for a name; each is sent percent-encoded, and the dots also as they are."""
+
+
+def studio_paths() -> Iterator[tuple[str, str]]:
+    """Every path of the studio with something hostile in one of its places, and with it in all of them."""
+    for route in studio.router.routes:
+        assert isinstance(route, APIRoute)
+        template = re.sub(r":[a-z]+}", "}", route.path)
+        usual = dict.fromkeys(re.findall(r"{(\w+)}", template), "maeve") | {"number": "0", "version": f"{1:064x}"}
+        places = [name for name in usual if f"{{{name}}}" in template]
+        for part in HOSTILE:
+            sent = {"%2e%2e%2f": part}.get(part, quote(part, safe=""))
+            for changed in [*([place] for place in places), places]:
+                yield min(route.methods), template.format(**usual | dict.fromkeys(changed, sent))
+    for part in HOSTILE:
+        yield "GET", f"/studio/js/{quote(part, safe='')}.js"
+
+
+@pytest.mark.parametrize("has_key", [True, False], ids=["with a key", "without"])
+def test_no_path_makes_the_studio_fail(server: Server, has_key: bool, caplog: pytest.LogCaptureFixture) -> None:
+    paths = sorted(set(studio_paths()))
+    assert len(paths) > 100
+    headers = {"Authorization": f"Bearer {server.key('acme')}"} if has_key else {}
+    # httpx would resolve the dots before it sends them.
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    log = logging.getLogger("omnifarm")
+    log.addHandler(caplog.handler)
+    try:
+        for method, path in paths:
+            connection.request(method, path, headers=headers)
+            reply = connection.getresponse()
+            body = reply.read()
+            assert reply.status in (200, 307, 401, 404, 405, 415, 422), (method, path, reply.status, body)
+            if reply.status >= 400:
+                assert set(json.loads(body)["error"]) >= {"message", "type", "param", "code"}, (method, path)
+    finally:
+        log.removeHandler(caplog.handler)
+        connection.close()
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]

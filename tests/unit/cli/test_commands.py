@@ -84,3 +84,10 @@ def test_a_recipe_that_is_no_object_is_refused(tmp_path: Path) -> None:
     done = omnifarm("train", "local", "--concepts", str(tmp_path), "--store", str(tmp_path / "s"), "--recipe", "[1]")
     assert done.returncode == 1
     assert "--recipe must be a JSON object" in done.stderr
+
+
+def test_a_tenants_first_key_does_not_read_the_servers_metrics(tmp_path: Path) -> None:
+    tenant = ("tenant", "create", "acme", "--store", str(tmp_path), "--json")
+    assert json.loads(omnifarm(*tenant).stdout)["scopes"] == ["use", "learn"]
+    added = omnifarm("tenant", "add-key", "acme", "--scope", "operate", "--store", str(tmp_path), "--json")
+    assert json.loads(added.stdout)["scopes"] == ["operate"]
