@@ -32,7 +32,9 @@ def local(
     compiled: Annotated[
         bool | None,
         typer.Option(
-            "--compiled/--eager", help="Compile first (needs a C++ compiler); default: where it pays in time."
+            "--compiled/--eager",
+            help="Compile first (needs a C++ compiler); default: where it pays in time. A run that was killed goes on to the "
+            "same bits if this is the same: say it when it goes on with other concepts.",
         ),
     ] = None,
     track: Annotated[
@@ -135,14 +137,15 @@ def plan(
         device=device,
         compiled=compiled,
     )
-    wall_s = report.prediction.seconds / devices
+    wall_s = report.wall_s(devices=devices)
     if json:
         print_json({**dataclasses.asdict(report), "devices": devices, "wall_s": wall_s})
         return
     results.print(
         f"{report.num_concepts} concepts of {report.steps} steps, {report.lanes} in a pack of {report.step.num_tokens} tokens "
         f"({report.step.share_saved:.0%} saved by sharing), {report.step.flops / 1e9:.3g} GFLOP a step\n"
-        f"at {report.flops_per_s / 1e9:.4g} GFLOP/s ({report.rate_from}): {wall_s:.0f} s on {devices} devices, "
-        f"{report.prediction.device_hours:.3g} device hours, cost {report.prediction.cost:.2f}, "
+        f"at {report.flops_per_s / 1e9:.4g} GFLOP/s ({report.rate_from}): {wall_s:.0f} s on {devices} devices, of which "
+        f"{report.opening_s:.0f} s before the first concept and {report.beginning_s:.1f} s before the first step of each, "
+        f"as measured here; stepping takes {report.prediction.device_hours:.3g} device hours, cost {report.prediction.cost:.2f}, "
         f"{report.prediction.memory_bytes / 2**30:.2f} GiB a device"
     )

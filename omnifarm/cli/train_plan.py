@@ -44,6 +44,15 @@ class PlanReport:
     """Where that number comes from."""
     prediction: Prediction
     """What one device would take."""
+    opening_s: float
+    """Seconds before the first lane, compiling included, measured here; paid once a worker."""
+    beginning_s: float
+    """Seconds a concept needs before its first step, measured here: it describes itself, for which its photos are encoded."""
+
+    def wall_s(self, *, devices: int) -> float:
+        """Return the seconds from the start to the last concept on as many devices."""
+        each = self.prediction.seconds + self.num_concepts * self.beginning_s
+        return self.opening_s + each / devices
 
 
 def plan_training(
@@ -88,12 +97,15 @@ def plan_training(
         compiled = compiling_pays(num_concepts=count, steps=recipe.steps, num_workers=devices)
     # A rate that is given needs no measurement, and so no minute of compiling.
     compiled = compiled and flops_per_s is None and has_compiler(device)
+    started_s = now_s()
     workbench = Workbench.open(
         chosen.name, precision=recipe.precision, device=device, lanes_per_pack=together, compiled=compiled
     )
+    opened_s = now_s()
     # Measured are as many steps as it takes, however few are planned and whenever training would end early.
     rehearsed = recipe.with_overrides({"steps": max(recipe.steps, 1 + MEASURED_STEPS), "patience": 0})
     members = [workbench.lane(spec, recipe=rehearsed, identity="plan") for spec in specs[:together]]
+    begun_s = now_s()
     step, measuring = workbench.step_cost(members, steps=range(COUNTED_STEPS)), workbench.measuring_cost(members)
     rate_from = "given"
     if flops_per_s is None:
@@ -114,6 +126,7 @@ def plan_training(
     return PlanReport(
         num_concepts=count, lanes=together, steps=recipe.steps, step=step, measuring=measuring, compiled=compiled,
         flops_per_s=flops_per_s, rate_from=rate_from, prediction=prediction,
+        opening_s=opened_s - started_s, beginning_s=(begun_s - opened_s) / together,
     )  # fmt: skip
 
 

@@ -49,7 +49,8 @@ class Prediction:
     cost: float
     """Device hours times the price of one."""
     memory_bytes: float
-    """Weights, activations of one pass, soft tokens and their AdamW memory."""
+    """Weights, activations of one pass, soft tokens and their AdamW memory; encoded pictures, which wait in the host's
+    memory, are not counted."""
 
 
 def step_cost(

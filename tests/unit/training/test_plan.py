@@ -200,6 +200,15 @@ def test_a_prediction_holds_within_a_fifth_of_a_real_run(tmp_path: Path, setting
     pytest.fail(f"real over predicted, three times: {ratios}")
 
 
+def test_opening_and_beginning_are_part_of_the_time_on_the_wall(people: str) -> None:
+    report = planned(people)
+    assert report.opening_s > 0
+    assert report.beginning_s > 0
+    one, four = report.wall_s(devices=1), report.wall_s(devices=4)
+    assert one > report.prediction.seconds
+    assert four - report.opening_s == pytest.approx((one - report.opening_s) / 4)
+
+
 def _real_seconds(concepts: Path, overrides: dict[str, int]) -> float:
     recipe = inspect_backbone("miniature", overrides=overrides).recipe
     workbench = Workbench(load_backbone("miniature", dtype=weights_dtype("bfloat16", "cpu")), lanes_per_pack=2)
