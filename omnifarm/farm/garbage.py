@@ -58,14 +58,21 @@ def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageR
     unfiled = [job_id for job_id, record in records.items() if (_entry(record) or "") not in filed | {""}]
     old = [key for key in checkpoints if _is_over(records, key.removeprefix(CHECKPOINTS).partition(".")[0])]
     forgotten = [key for key in submitted if not _exists(queue, key.removeprefix(SUBMITTED).partition(".")[0], records)]
-    orphans = [key for key in _unnamed(store, artifacts) if _is_over(records, key.split("/")[2])]
+    suspects = [key for key in _unnamed(store, artifacts) if _is_over(records, key.split("/")[2])]
     if not dry_run:
         for job_id in unfiled:
             queue.records.change(job_id, lambda record: record)
         for entry in wrong:
             queue.records.mend(entry)
-        for key in [*old, *orphans, *forgotten]:
+        for key in [*old, *forgotten]:
             store.erase(key)
+    orphans = []
+    for key in suspects:
+        # Looked at again at the last moment: since the listing, the job may have written its manifest and be committed.
+        if _is_orphan(key, store=store, queue=queue):
+            orphans.append(key)
+            if not dry_run:
+                store.erase(key)
     return GarbageReport(
         mended=tuple(unfiled),
         entries=tuple(entry.key for entry in wrong),
@@ -87,6 +94,23 @@ def _exists(queue: JobQueue, job_id: str, records: dict[str, JobRecord]) -> bool
 
 def _is_over(records: dict[str, JobRecord], job_id: str) -> bool:
     return job_id not in records or records[job_id].state.is_finished
+
+
+def _is_orphan(key: str, *, store: Store, queue: JobQueue) -> bool:
+    """Return whether tensors belong to no artifact, and nobody is about to write its manifest."""
+    job_id = key.split("/")[2]
+    # The record before the manifest: a job that is over by now has written its manifest by now, or never will.
+    if not _is_over({record.job_id: record for record in queue.list([job_id])}, job_id):
+        return False
+    manifest = key.rpartition("/")[0] + f"/{MANIFEST_FILE}"
+    try:
+        return not key.endswith(
+            "/" + tensors_file(decode_manifest(store.get(manifest).data, where=manifest).tensors_digest)
+        )
+    except NotFoundError:
+        return True
+    except ArtifactError:
+        return False  # a manifest that cannot be read may name them
 
 
 def _unnamed(store: Store, keys: list[str]) -> list[str]:
