@@ -11,8 +11,9 @@ from omnifarm.concept.prepared import prepared_folder
 from omnifarm.concept.recipe import Precision
 from omnifarm.concept.repository import PREFIX as ARTIFACTS
 from omnifarm.concept.repository import ConceptRepository
+from omnifarm.errors import NotFoundError
 from omnifarm.farm.index import entry_of
-from omnifarm.farm.job import JobRecord
+from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, INDEX, record_key, submitted_key
 from omnifarm.store.base import Store
@@ -38,7 +39,7 @@ def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
     """Delete everything a farm knows of a concept. Safe to repeat; reads every job record.
 
     Jobs under way are cancelled first; their workers let go at the next heartbeat and then erase by themselves what
-    they wrote meanwhile (`erase_traces`). Only of a worker that dies before it, something is left to a repetition.
+    they wrote meanwhile (`erase_if_called_off`). Only of a worker that dies before it, something is left to a repetition.
 
     Args:
         name: Without angle brackets.
@@ -60,8 +61,25 @@ def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
     return ErasureReport(versions=versions, jobs=len(records), objects=len(set(keys)))
 
 
-def erase_traces(record: JobRecord, *, store: Store) -> None:
-    """Delete what a job's worker wrote besides the artifact: checkpoints, curves, prepared pictures. Safe to repeat."""
+def erase_if_called_off(record: JobRecord, *, store: Store, queue: JobQueue, is_written: bool = False) -> None:
+    """Erase what a worker wrote of a job that a person cancelled or deleted meanwhile. Safe to repeat.
+
+    Whoever deletes a concept cannot see what is written a moment later, so this is left to the one who writes.
+
+    Args:
+        record: The job as the worker knew it.
+        store: The farm's store.
+        queue: Its queue.
+        is_written: Whether the worker may have written the artifact. One that was there before outlives a cancelled
+            job, and nothing outlives a deleted one.
+    """
+    try:
+        if queue.get(record.job_id).state is not JobState.CANCELLED:
+            return
+    except NotFoundError:
+        is_written = True
+    if is_written:
+        ConceptRepository(store).delete(record.name, version=record.job_id)
     for key in [key for prefix in _traces(record) for key in store.erasable(prefix)]:
         store.erase(key)
 

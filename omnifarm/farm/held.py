@@ -25,6 +25,8 @@ class Held:
     """When its last step was over, on the monotonic clock."""
     finished: Finished | None = None
     """What it left, once that is made."""
+    is_written: bool = False
+    """Whether its artifact may be this worker's: a store can fail behind a write."""
     waits_since_s: float | None = None
     """Since when its pictures cannot be fetched, on the monotonic clock; None while they can."""
     failure: Failure | None = None

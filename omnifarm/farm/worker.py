@@ -22,10 +22,10 @@ from omnifarm.concept.repository import ConceptRepository
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import AccessError, ConceptError, ConfigError, FarmError, NotFoundError, StoreError, TrainingError
 from omnifarm.farm.control import FarmControl, Order
-from omnifarm.farm.erasure import erase_traces
+from omnifarm.farm.erasure import erase_if_called_off
 from omnifarm.farm.events import CountedEvents
 from omnifarm.farm.held import Held
-from omnifarm.farm.job import JobRecord, JobState, LeaseLostError, pool_of
+from omnifarm.farm.job import JobRecord, LeaseLostError, pool_of
 from omnifarm.farm.metrics import Metrics, NoMetrics
 from omnifarm.farm.patience import Patience
 from omnifarm.farm.queue import JobQueue
@@ -216,7 +216,7 @@ class Worker:
             lane = self._lane(record, spec)
         except LeaseLostError:
             # Once more: pictures prepared since were written after the order to forget them.
-            self._erase_if_called_off(record)
+            erase_if_called_off(record, store=self._store, queue=self._queue)
         except (ConceptError, ConfigError, FarmError) as error:
             # The same data and settings would fail again.
             self._fail(record, reason=str(error), retryable=False)
@@ -284,18 +284,18 @@ class Worker:
             return
         if held.finished is None:
             held.finished = self._workbench.finish(lane, spec=held.spec, identity=record.job_id)
-        is_first = False
         try:
             # Nothing is written by a worker whose lease is gone, however late it comes.
             held.record = self._queue.heartbeat(record, step=lane.step, ttl_s=self._settings.lease_s)
             done = held.finished
+            was_tried, held.is_written = held.is_written, True
             is_first = self._repository.commit(done.manifest, done.soft_tokens, curve=done.curve)
+            held.is_written = is_first or was_tried
             self._queue.complete(held.record, artifact=f"artifacts/{record.name}/{record.job_id}/")
         except (LeaseLostError, NotFoundError) as error:
             self._metrics.count("omnifarm_leases_lost_total")
             event(_logger, "late_commit_discarded", concept=record.name, worker=self._id, reason=str(error))
-            if self._erase_if_called_off(record) and is_first:
-                self._repository.delete(record.name, version=record.job_id)
+            erase_if_called_off(record, store=self._store, queue=self._queue, is_written=held.is_written)
             self._lane_log.end(record, lane, is_learned=False)
             return
         self._metrics.count("omnifarm_concepts_committed_total")
@@ -327,8 +327,9 @@ class Worker:
         try:
             self._leased[record.job_id] = self._queue.heartbeat(record, step=record.step, ttl_s=self._settings.lease_s)
         except (LeaseLostError, NotFoundError) as error:
-            del self._leased[record.job_id]
             self._lose(record, error)
+            # Last: what the store could not erase is tried again at the next heartbeat.
+            del self._leased[record.job_id]
 
     def _renew(self, held: Held) -> None:
         name = held.record.name
@@ -337,7 +338,7 @@ class Worker:
                 held.record, step=held.lane.step, saved_step=held.saved_step, ttl_s=self._settings.lease_s
             )
         except (LeaseLostError, NotFoundError) as error:
-            self._lose(held.record, error)
+            self._lose(held.record, error, is_written=held.is_written)
             self._lane_log.end(held.record, held.lane, is_learned=False)
             if held in self._over:
                 self._over.remove(held)
@@ -345,10 +346,10 @@ class Worker:
                 self._workbench.trainer.remove(name)
                 del self._held[name]
 
-    def _lose(self, record: JobRecord, error: Exception) -> None:
+    def _lose(self, record: JobRecord, error: Exception, *, is_written: bool = False) -> None:
         self._metrics.count("omnifarm_leases_lost_total")
         event(_logger, "lane_let_go", level=logging.WARNING, concept=record.name, worker=self._id, reason=str(error))
-        self._erase_if_called_off(record)
+        erase_if_called_off(record, store=self._store, queue=self._queue, is_written=is_written)
 
     def _save(self) -> None:
         """Write a checkpoint of every lane that has moved."""
@@ -379,20 +380,7 @@ class Worker:
             self._queue.fail(record, reason=reason, retryable=retryable, traceback=trace)
         except (LeaseLostError, NotFoundError) as error:
             event(_logger, "late_failure_discarded", concept=record.name, worker=self._id, reason=str(error))
-            self._erase_if_called_off(record)
-
-    def _erase_if_called_off(self, record: JobRecord) -> bool:
-        """Erase what this worker wrote of a job that a person cancelled or deleted meanwhile; return whether one did.
-
-        Whoever deletes a concept cannot see what is written a moment later, so this is left to the one who writes.
-        """
-        try:
-            if self._queue.get(record.job_id).state is not JobState.CANCELLED:
-                return False
-        except NotFoundError:
-            pass
-        erase_traces(record, store=self._store)
-        return True
+            erase_if_called_off(record, store=self._store, queue=self._queue)
 
 
 def _curve_key(record: JobRecord) -> str:

@@ -1,5 +1,6 @@
 """What stays behind, what may be taken back, and what must be gone: over real artifacts of a tiny backbone."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.cli.local_seaweedfs import LocalSeaweedFS
 from omnifarm.clock import ManualClock
 from omnifarm.concept.repository import ConceptRepository
-from omnifarm.errors import NotFoundError
+from omnifarm.errors import NotFoundError, StoreError
 from omnifarm.farm.erasure import erase_concept
 from omnifarm.farm.garbage import collect_garbage
 from omnifarm.farm.index import READY
@@ -18,7 +19,7 @@ from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import checkpoint_key, submitted_key
 from omnifarm.farm.submission import inspect_backbone, submit_concepts
 from omnifarm.farm.worker import Worker
-from omnifarm.store.base import Store
+from omnifarm.store.base import Object, Store
 from omnifarm.store.memory import MemoryStore
 from omnifarm.store.open import open_store
 from omnifarm.training.workbench import Workbench
@@ -124,6 +125,63 @@ def test_a_worker_erases_what_it_wrote_after_the_deletion(
     kinds = ["jobs", "queue/cancelled", "submitted"] if is_cancelled else []
     assert [kind for kind in kinds if not left.pop(0).startswith(f"{kind}/")] == left == []
     assert len(list(farm.store.list("prepared/"))) == 2, "bob's"
+    assert farm.repository.latest("bob").version == jobs["bob"]
+
+
+class FailsOnce(MemoryStore):
+    """Has ada deleted just before her tensors are written, and fails once at one of the requests that follow."""
+
+    def __init__(self, fails_at: str) -> None:
+        super().__init__()
+        self.fails_at: str | None = fails_at
+        self.delete_ada: Callable[[], object] | None = None
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        if key.startswith("artifacts/ada/") and self.delete_ada is not None:
+            delete_ada, self.delete_ada = self.delete_ada, None
+            delete_ada()
+        etag = super().put(key, data, if_none_match=if_none_match, if_match=if_match)
+        self._fail(key)  # after it: an answer that was lost
+        return etag
+
+    def get(self, key: str) -> Object:
+        if any(self.list("artifacts/ada/")):
+            self._fail(key)
+        return super().get(key)
+
+    def erase(self, key: str) -> None:
+        self._fail(f"erase {key}")
+        super().erase(key)
+
+    def _fail(self, what: str) -> None:
+        if self.delete_ada is None and self.fails_at is not None and self.fails_at in what:
+            self.fails_at = None
+            raise StoreError("away for a moment")
+
+
+@pytest.mark.parametrize("is_heartbeat_first", [False, True])
+@pytest.mark.parametrize("fails_at", ["manifest.json", "losses.parquet", "jobs/", "erase artifacts/"])
+def test_a_deletion_during_a_commit_holds_although_the_store_fails_once(
+    folder: Path, loaded: LoadedBackbone, fails_at: str, is_heartbeat_first: bool
+) -> None:
+    store = FailsOnce("nothing yet")
+    farm = Farm(folder, loaded, store)
+    jobs, worker = farm.submit()
+    worker._look()
+    worker.step()
+    worker.step()
+
+    def delete_ada() -> None:
+        erase_concept("ada", store=store, queue=farm.queue)
+        store.fails_at = fails_at
+
+    store.delete_ada = delete_ada
+    worker._commit()
+    assert store.fails_at is None, "nothing failed"
+    if is_heartbeat_first:
+        worker._heartbeat()
+    worker.run()
+    assert not [key for key in store.list() if "/ada/" in key or jobs["ada"] in key]
     assert farm.repository.latest("bob").version == jobs["bob"]
 
 
