@@ -1,9 +1,15 @@
 """Forgetting a concept: a person's face is personal data, so deletion leaves nothing behind.
 
 What goes: every version's artifact, checkpoints and loss curves, prepared pictures, what was submitted, job records and
-index entries, and on a bucket that keeps versions every older version of each, also of what was deleted before. What the owner keeps are the photographs themselves.
+index entries, and on a bucket that keeps versions every older version of each, also of what was deleted before. What the owner
+keeps are the photographs themselves.
+
+Prepared pictures go whoever else trains on them, because a photograph of the deleted may be another concept's negative:
+a training that misses one prepares it again, under a record that lists it.
 """
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import get_args
 
@@ -17,6 +23,8 @@ from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, INDEX, record_key, submitted_key
 from omnifarm.store.base import Store
+
+_NUM_READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +56,14 @@ def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
     """
     versions = len(ConceptRepository(store).versions(name))
     # As they are then: cancelling files a job elsewhere.
-    records = [queue.cancel(record.job_id) for record in queue.list() if record.name == name]
+    everybodys = queue.list()
+    records = [queue.cancel(record.job_id) for record in everybodys if record.name == name]
+    # Of every backbone: where the concept was never learned, others may have borrowed its photographs.
+    fingerprints = {record.identity.backbone_fingerprint for record in everybodys}
     prefixes = [f"{ARTIFACTS}{name}/"]
-    prefixes += [prefix for record in records for prefix in _traces(record)]
+    prefixes += [prefix for record in records for prefix in _traces(record, fingerprints=fingerprints)]
     prefixes += [submitted_key(record.job_id) for record in records]
-    keys = [key for prefix in dict.fromkeys(prefixes) for key in store.erasable(prefix)]
+    keys = _erasable(store, prefixes)
     keys += [INDEX + entry.key for record in records if (entry := entry_of(record)) is not None]
     # Records last: as long as one is there, a repetition knows what to delete.
     keys += [record_key(record.job_id) for record in records]
@@ -80,10 +91,17 @@ def erase_if_called_off(record: JobRecord, *, store: Store, queue: JobQueue, is_
         is_written = True
     if is_written:
         ConceptRepository(store).delete(record.name, version=record.job_id)
-    for key in [key for prefix in _traces(record) for key in store.erasable(prefix)]:
+    for key in _erasable(store, _traces(record, fingerprints=[record.identity.backbone_fingerprint])):
         store.erase(key)
 
 
-def _traces(record: JobRecord) -> list[str]:
-    folders = [prepared_folder(record.identity.backbone_fingerprint, dtype=name) for name in get_args(Precision)]
+def _traces(record: JobRecord, *, fingerprints: Iterable[str]) -> list[str]:
+    folders = [prepared_folder(one, dtype=dtype) for one in fingerprints for dtype in get_args(Precision)]
     return [f"{CHECKPOINTS}{record.job_id}.", *(folder + digest for folder in folders for digest in record.pictures)]
+
+
+def _erasable(store: Store, prefixes: Iterable[str]) -> list[str]:
+    # Many at a time: a concept may list a hundred borrowed pictures, each a request per backbone and type.
+    with ThreadPoolExecutor(_NUM_READERS) as pool:
+        found = pool.map(lambda prefix: list(store.erasable(prefix)), dict.fromkeys(prefixes))
+        return [key for keys in found for key in keys]

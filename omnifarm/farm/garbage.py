@@ -1,17 +1,22 @@
-"""What a farm leaves lying about, and its removal: broken-off moves, old checkpoints, tensors nobody's manifest names.
+"""What a farm leaves lying about, and its removal: broken-off moves, old checkpoints, tensors and pictures nobody names.
 
 Also mends what only a crash in the middle of an order can leave: an unfinished job without an index entry.
 """
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from omnifarm.concept.artifact import decode_manifest
+from omnifarm.concept.prepared import PREFIX as PREPARED
+from omnifarm.concept.prepared import prepared_folder
+from omnifarm.concept.recipe import Precision
 from omnifarm.concept.repository import MANIFEST_FILE, TENSORS_FILE, tensors_file
 from omnifarm.concept.repository import PREFIX as ARTIFACTS
 from omnifarm.errors import ArtifactError, NotFoundError
 from omnifarm.farm.index import KINDS, entry_of
-from omnifarm.farm.job import JobRecord
+from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, SUBMITTED
 from omnifarm.store.base import Store
@@ -31,6 +36,8 @@ class GarbageReport:
     """Soft tokens that no manifest names, of jobs that are finished or gone."""
     submitted: tuple[str, ...]
     """What was to be learned by jobs that are gone."""
+    prepared: tuple[str, ...]
+    """Prepared pictures that no job trains on, but such as were called off."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -52,19 +59,21 @@ def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageR
     checkpoints = list(store.list(CHECKPOINTS))
     artifacts = list(store.list(ARTIFACTS))
     submitted = list(store.list(SUBMITTED))
+    prepared = list(store.list(PREPARED))
     records = {record.job_id: record for record in queue.list()}
     wrong = [entry for entry in entries if _entry(records.get(entry.job_id)) != entry.key]
     filed = {entry.key for entry in entries}
     unfiled = [job_id for job_id, record in records.items() if (_entry(record) or "") not in filed | {""}]
     old = [key for key in checkpoints if _is_over(records, key.removeprefix(CHECKPOINTS).partition(".")[0])]
     forgotten = [key for key in submitted if not _exists(queue, key.removeprefix(SUBMITTED).partition(".")[0], records)]
+    unlisted = _unlisted(prepared, records.values())
     suspects = [key for key in _unnamed(store, artifacts) if _is_over(records, key.split("/")[2])]
     if not dry_run:
         for job_id in unfiled:
             queue.records.change(job_id, lambda record: record)
         for entry in wrong:
             queue.records.mend(entry)
-        for key in [*old, *forgotten]:
+        for key in [*old, *forgotten, *unlisted]:
             store.erase(key)
     orphans = []
     for key in suspects:
@@ -79,6 +88,7 @@ def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageR
         checkpoints=tuple(old),
         tensors=tuple(orphans),
         submitted=tuple(forgotten),
+        prepared=tuple(unlisted),
     )
 
 
@@ -94,6 +104,17 @@ def _exists(queue: JobQueue, job_id: str, records: dict[str, JobRecord]) -> bool
 
 def _is_over(records: dict[str, JobRecord], job_id: str) -> bool:
     return job_id not in records or records[job_id].state.is_finished
+
+
+def _unlisted(prepared: list[str], records: Iterable[JobRecord]) -> list[str]:
+    """Return the keys of prepared pictures that no record lists for their backbone. One still in use is prepared again."""
+    listed: defaultdict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if record.state is not JobState.CANCELLED:
+            for dtype in get_args(Precision):
+                listed[prepared_folder(record.identity.backbone_fingerprint, dtype=dtype)].update(record.pictures)
+    parts = [(key, *key.rpartition("/")) for key in prepared]
+    return [key for key, folder, slash, name in parts if name[:16] not in listed[folder + slash]]
 
 
 def _is_orphan(key: str, *, store: Store, queue: JobQueue) -> bool:

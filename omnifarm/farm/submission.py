@@ -123,15 +123,10 @@ def _submit(
         num_steps=backbone.recipe.steps,
         submission=submission,
         priority=priority,
-        pictures=_shown(spec) if isinstance(spec, ConceptSpec) else (),
+        # Negatives too: they are prepared as all others are, and show people as well.
+        pictures=[image.digest for image in spec.all_images()] if isinstance(spec, ConceptSpec) else (),
         error=None if isinstance(spec, ConceptSpec) else str(spec),
     )
     if record.state in (JobState.FAILED, JobState.CANCELLED) and isinstance(spec, ConceptSpec):
         return queue.retry(record.job_id, concept_url=url)
     return record
-
-
-def _shown(spec: ConceptSpec) -> list[str]:
-    """Return the digests of all pictures but the negatives."""
-    negatives = {negative.image.digest for negative in spec.negatives}
-    return [image.digest for image in spec.all_images() if image.digest not in negatives]

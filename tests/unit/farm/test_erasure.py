@@ -1,6 +1,7 @@
 """What stays behind, what may be taken back, and what must be gone: over real artifacts of a tiny backbone."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.cli.local_seaweedfs import LocalSeaweedFS
 from omnifarm.clock import ManualClock
+from omnifarm.concept.prepared import prepared_folder
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import NotFoundError, StoreError
 from omnifarm.farm.erasure import erase_concept
 from omnifarm.farm.garbage import collect_garbage
 from omnifarm.farm.index import READY
+from omnifarm.farm.job import JobIdentity
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.records import checkpoint_key, submitted_key
+from omnifarm.farm.records import checkpoint_key, record_key, submitted_key
 from omnifarm.farm.submission import inspect_backbone, submit_concepts
 from omnifarm.farm.worker import Worker
 from omnifarm.store.base import Object, Store
@@ -45,15 +48,15 @@ class Farm:
         self.queue = JobQueue(self.store, clock=self.clock)
         self.repository = ConceptRepository(self.store)
 
-    def submit(self, *, seed: int = 0) -> tuple[dict[str, str], Worker]:
+    def submit(self, *, seed: int = 0, only: Sequence[str] = ()) -> tuple[dict[str, str], Worker]:
         backbone = inspect_backbone(str(CHECKPOINT), overrides={**RECIPE, "steps": 2, "seed": seed})
-        jobs = submit_concepts(str(self.folder), queue=self.queue, backbone=backbone)
+        jobs = submit_concepts(str(self.folder), queue=self.queue, backbone=backbone, only=only)
         workbench = Workbench(self.loaded, clock=self.clock, store=self.store)
         worker = Worker("w", store=self.store, workbench=workbench, recipe=backbone.recipe, clock=self.clock)
         return {job.name: job.job_id for job in jobs}, worker
 
-    def learn(self, *, seed: int = 0) -> dict[str, str]:
-        jobs, worker = self.submit(seed=seed)
+    def learn(self, *, seed: int = 0, only: Sequence[str] = ()) -> dict[str, str]:
+        jobs, worker = self.submit(seed=seed, only=only)
         worker.run()
         self.clock.advance_s(60)
         return jobs
@@ -74,7 +77,7 @@ def test_a_deleted_concept_leaves_nothing_and_its_neighbour_everything(farm: Far
     assert report.objects == len(before - left)
     assert not [key for key in left if "/ada/" in key or jobs["ada"] in key]
     assert farm.repository.latest("bob").version == jobs["bob"]
-    assert len([key for key in left if key.startswith("prepared/")]) == 2, "two photographs are bob's"
+    assert not [key for key in left if key.startswith("prepared/")], "bob's, too: they are ada's negatives"
     assert erase_concept("ada", store=farm.store, queue=farm.queue).objects == 0
     assert farm.learn()["ada"] == jobs["ada"], "the same concept may be learned again"
     assert farm.repository.latest("ada").version == jobs["ada"]
@@ -87,6 +90,70 @@ def test_prepared_pictures_go_also_when_the_photographs_went_first(farm: Farm, t
     farm.folder.rename(tmp_path / "away")
     erase_concept("eve", store=farm.store, queue=farm.queue)
     assert list(farm.store.list()) == []
+
+
+def test_prepared_negatives_go_with_their_concept(farm: Farm, tmp_path: Path) -> None:
+    farm.folder = write_concepts(tmp_path / "concepts", ["ada", "stranger"])
+    (farm.folder / "stranger" / "images").rename(farm.folder / "ada" / "negatives")
+    farm.learn(only=["ada"])
+    assert len(list(farm.store.list("prepared/"))) == 4
+    erase_concept("ada", store=farm.store, queue=farm.queue)
+    assert list(farm.store.list()) == []
+
+
+def test_photographs_of_the_deleted_that_are_borrowed_again_go_with_the_borrower(farm: Farm) -> None:
+    farm.learn()
+    erase_concept("bob", store=farm.store, queue=farm.queue)
+    assert not list(farm.store.list("prepared/"))
+    farm.learn(seed=1, only=["ada"])
+    assert len(list(farm.store.list("prepared/"))) == 4
+    for name in ("bob", "ada"):
+        erase_concept(name, store=farm.store, queue=farm.queue)
+    assert list(farm.store.list()) == []
+
+
+def test_photographs_of_the_deleted_go_that_others_borrowed_on_another_backbone(farm: Farm) -> None:
+    farm.learn()
+    picture = next(record for record in farm.queue.list() if record.name == "bob").pictures[0]
+    other = JobIdentity(spec_digest="s", recipe_digest="r", backbone_fingerprint="e" * 64)
+    farm.queue.submit(name="eve", concept_url="u", identity=other, num_steps=2, pictures=[picture])
+    key = f"{prepared_folder(other.backbone_fingerprint, dtype='bfloat16')}{picture}{'0' * 48}.safetensors"
+    farm.store.put(key, b"latents of bob")
+    erase_concept("bob", store=farm.store, queue=farm.queue)
+    assert key not in farm.store.list()
+
+
+def test_a_training_whose_pictures_were_erased_prepares_them_again(farm: Farm) -> None:
+    undisturbed = Farm(farm.folder, farm.loaded)
+    undisturbed.learn()
+    _, worker = farm.submit()
+    worker._look()
+    worker.step()
+    for key in list(farm.store.list("prepared/")):
+        farm.store.erase(key)
+    worker._hand_back()
+    farm.learn()  # another worker goes on, and has nothing in memory
+    assert len(list(farm.store.list("prepared/"))) == 4
+    expected, found = (
+        one.repository.load("ada", fingerprint=farm.loaded.fingerprint)[1].table() for one in (undisturbed, farm)
+    )
+    assert torch.equal(expected, found)
+
+
+def test_gc_takes_pictures_of_jobs_that_were_called_off_and_of_records_that_list_none(farm: Farm) -> None:
+    jobs, worker = farm.submit()
+    worker._look()
+    worker._hand_back()
+    assert collect_garbage(farm.store, queue=farm.queue, dry_run=True).prepared == ()
+    farm.queue.cancel(jobs["bob"])
+    assert collect_garbage(farm.store, queue=farm.queue, dry_run=True).prepared == (), "ada lists bob's, too"
+    values = json.loads(farm.store.get(record_key(jobs["ada"])).data)
+    del values["pictures"]  # as a version wrote it that did not know of them
+    farm.store.put(record_key(jobs["ada"]), json.dumps(values).encode())
+    assert len(collect_garbage(farm.store, queue=farm.queue, dry_run=False).prepared) == 4
+    assert not list(farm.store.list("prepared/"))
+    worker.run()
+    assert farm.repository.latest("ada").version == jobs["ada"]
 
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
@@ -124,7 +191,7 @@ def test_a_worker_erases_what_it_wrote_after_the_deletion(
     # What is cancelled may be queued again.
     kinds = ["jobs", "queue/cancelled", "submitted"] if is_cancelled else []
     assert [kind for kind in kinds if not left.pop(0).startswith(f"{kind}/")] == left == []
-    assert len(list(farm.store.list("prepared/"))) == 2, "bob's"
+    assert not list(farm.store.list("prepared/")), "bob's are ada's negatives, and this worker has them in memory"
     assert farm.repository.latest("bob").version == jobs["bob"]
 
 
@@ -214,7 +281,7 @@ def test_a_bucket_that_keeps_versions_keeps_none_of_a_deleted_concept(
     before = len(kept(jobs["bob"]))
     erase_concept("ada", store=farm.store, queue=farm.queue)
     assert kept("/ada/") + kept(jobs["ada"]) == []
-    assert len(kept("prepared/")) == 2, "bob's two photographs"
+    assert not kept("prepared/"), "bob's two photographs are ada's negatives"
     assert len(kept(jobs["bob"])) == before
     client.close()
 
@@ -243,13 +310,14 @@ def test_garbage_is_what_nothing_refers_to(farm: Farm) -> None:
     farm.store.put(f"artifacts/ada/{jobs['ada']}/soft_tokens-{'0' * 16}.safetensors", b"of a lost race")
     farm.store.put(f"queue/ready/{'0' * 16}/4/{'0' * 12}/{jobs['bob']}.abc", b"")
     farm.store.put(submitted_key("0" * 32), b"of a submission that died before it wrote the record")
+    farm.store.put(prepared_folder(farm.loaded.fingerprint, dtype="float32") + f"{'0' * 64}.safetensors", b"of nobody")
     backbone = inspect_backbone(str(CHECKPOINT), overrides={**RECIPE, "seed": 9})
     waiting = submit_concepts(str(farm.folder), queue=farm.queue, backbone=backbone, only=["ada"])[0]
     kept |= {f"jobs/{waiting.job_id}.json", submitted_key(waiting.job_id)}
     for entry in list(farm.queue.index.entries(READY, pool=waiting.identity.pool)):
         farm.queue.index.delete(entry)  # as a crash in the middle of a submission leaves it
     seen = collect_garbage(farm.store, queue=farm.queue, dry_run=True)
-    assert [len(part) for part in seen.to_json().values()] == [1, 1, 1, 1, 1]
+    assert [len(part) for part in seen.to_json().values()] == [1, 1, 1, 1, 1, 1]
     assert collect_garbage(farm.store, queue=farm.queue, dry_run=False) == seen
     left = set(farm.store.list())
     assert kept <= left
