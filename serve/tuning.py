@@ -18,7 +18,7 @@ from omnifarm.clock import Clock
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import NotFoundError
-from omnifarm.farm.erasure import erase_concept
+from omnifarm.farm.erasure import call_off, erase_concept
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, submit_concepts
@@ -293,7 +293,7 @@ class Tuning:
 
     def _call_off(self, job: Job) -> None:
         if not job.status.is_final:
-            self._queue.cancel(job.request.job_id)
+            call_off(job.request.job_id, store=self._store, queue=self._queue)
             self._root.delete(self._pending + job.request.job_id)
 
     def _known(self, name: str, url: str, backbone: Backbone) -> Job | None:

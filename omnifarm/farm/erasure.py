@@ -72,6 +72,22 @@ def erase_concept(name: str, *, store: Store, queue: JobQueue) -> ErasureReport:
     return ErasureReport(versions=versions, jobs=len(records), objects=len(set(keys)))
 
 
+def call_off(job_id: str, *, store: Store, queue: JobQueue) -> JobRecord:
+    """Cancel an unfinished job and erase its checkpoint, so that a retry begins anew. Safe to repeat.
+
+    What its worker writes until it lets go, the worker erases (`erase_if_called_off`); a job that nobody holds has no
+    worker that could. Pictures prepared for it are left to gc, because most of them are other concepts' as well.
+
+    Returns:
+        The record as it is now; a job that was finished before is left as it was.
+    """
+    record = queue.cancel(job_id)
+    if record.state is JobState.CANCELLED:
+        for key in list(store.erasable(_saved(record))):
+            store.erase(key)
+    return record
+
+
 def erase_if_called_off(record: JobRecord, *, store: Store, queue: JobQueue, is_written: bool = False) -> None:
     """Erase what a worker wrote of a job that a person cancelled or deleted meanwhile. Safe to repeat.
 
@@ -97,7 +113,11 @@ def erase_if_called_off(record: JobRecord, *, store: Store, queue: JobQueue, is_
 
 def _traces(record: JobRecord, *, fingerprints: Iterable[str]) -> list[str]:
     folders = [prepared_folder(one, dtype=dtype) for one in fingerprints for dtype in get_args(Precision)]
-    return [f"{CHECKPOINTS}{record.job_id}.", *(folder + digest for folder in folders for digest in record.pictures)]
+    return [_saved(record), *(folder + digest for folder in folders for digest in record.pictures)]
+
+
+def _saved(record: JobRecord) -> str:
+    return f"{CHECKPOINTS}{record.job_id}."
 
 
 def _erasable(store: Store, prefixes: Iterable[str]) -> list[str]:

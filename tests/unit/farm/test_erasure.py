@@ -14,10 +14,10 @@ from omnifarm.clock import ManualClock
 from omnifarm.concept.prepared import prepared_folder
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import NotFoundError, StoreError
-from omnifarm.farm.erasure import erase_concept
+from omnifarm.farm.erasure import call_off, erase_concept
 from omnifarm.farm.garbage import collect_garbage
 from omnifarm.farm.index import READY
-from omnifarm.farm.job import JobIdentity
+from omnifarm.farm.job import JobIdentity, JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import checkpoint_key, record_key, submitted_key
 from omnifarm.farm.submission import inspect_backbone, submit_concepts
@@ -138,6 +138,22 @@ def test_a_training_whose_pictures_were_erased_prepares_them_again(farm: Farm) -
         one.repository.load("ada", fingerprint=farm.loaded.fingerprint)[1].table() for one in (undisturbed, farm)
     )
     assert torch.equal(expected, found)
+
+
+def test_a_job_that_is_called_off_while_it_waits_begins_anew_when_retried(farm: Farm) -> None:
+    jobs, worker = farm.submit()
+    worker._look()
+    worker.step()
+    worker._hand_back()
+    assert call_off(jobs["ada"], store=farm.store, queue=farm.queue).state is JobState.CANCELLED
+    assert list(farm.store.list("checkpoints/")) == [checkpoint_key(jobs["bob"])]
+    farm.queue.retry(jobs["ada"])
+    worker._look()
+    assert {name: held.lane.step for name, held in worker._held.items()} == {"ada": 0, "bob": 1}
+    worker.run()
+    farm.store.put(checkpoint_key(jobs["ada"]), b"of a finished job, gc's")
+    assert call_off(jobs["ada"], store=farm.store, queue=farm.queue).state is JobState.COMMITTED
+    assert checkpoint_key(jobs["ada"]) in farm.store.list()
 
 
 def test_gc_takes_pictures_of_jobs_that_were_called_off_and_of_records_that_list_none(farm: Farm) -> None:
