@@ -3,7 +3,8 @@
 Layout: `<root>/<key>` holds the bytes; `<root>/.omnifarm-store/` holds temporary and lock files, so a listing never
 meets them. An object is written to a temporary file, flushed to the disk and then given its name in one step, so no
 reader and no crash ever sees half of it. Writers of one key take turns under an advisory lock; the lock goes with its
-process, so a killed writer blocks nobody. On network file systems without working locks, use S3 instead.
+process, so a killed writer blocks nobody. Its temporary file is removed when the store is opened an hour later, or any
+time after. On network file systems without working locks, use S3 instead.
 """
 
 import contextlib
@@ -11,7 +12,9 @@ import fcntl
 import hashlib
 import itertools
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +32,8 @@ from omnifarm.store.base import (
 
 _PRIVATE = ".omnifarm-store"
 _NUM_LOCKS = 1024
+_ABANDONED_S = 3600.0
+_TEMPORARY = re.compile(r"[0-9]+-[0-9a-f]{16}")
 
 
 class LocalStore:
@@ -44,6 +49,7 @@ class LocalStore:
         self._fsync = fsync
         if self._root.exists() and not self._root.is_dir():
             raise StoreError(f"a local store is a folder; {self._root} is a file: choose another path")
+        self._remove_abandoned()
 
     @property
     def url(self) -> str:
@@ -126,6 +132,16 @@ class LocalStore:
                 file.flush()
                 os.fsync(file.fileno())
         return path
+
+    def _remove_abandoned(self) -> None:
+        """Remove temporary files of writers that were killed: they may hold what was to be deleted with its key."""
+        # Another user's files, or none at all, are no reason not to open the store.
+        with contextlib.suppress(OSError), os.scandir(self._root / _PRIVATE / "tmp") as entries:
+            # By name: a link planted in place of the folder must not make us remove what we did not write.
+            for entry in (one for one in entries if _TEMPORARY.fullmatch(one.name)):
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_S:
+                        os.unlink(entry.path)
 
     def _give_name(self, temporary: Path, path: Path, key: str, *, if_none_match: bool, if_match: str | None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

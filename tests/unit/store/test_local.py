@@ -85,6 +85,27 @@ def test_a_failed_write_leaves_no_temporary_file(tmp_path: Path) -> None:
     assert list((tmp_path / ".omnifarm-store" / "tmp").iterdir()) == []
 
 
+def _die_before_the_name_is_given(root: Path) -> None:
+    store = LocalStore(root)
+    store._give_name = lambda *args, **named: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    store.put("prepared/face", b"latents of a face")
+
+
+def test_what_a_killed_writer_left_goes_when_the_store_is_opened_an_hour_later(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_die_before_the_name_is_given, args=(tmp_path,))
+    process.start()
+    process.join(60)
+    (left,) = (tmp_path / ".omnifarm-store" / "tmp").iterdir()
+    assert left.read_bytes() == b"latents of a face"
+    foreign = left.with_name("notes.txt")
+    foreign.write_text("not the store's")
+    for age_s, is_there in ((3500, True), (3700, False)):
+        for path in (left, foreign):
+            os.utime(path, (time.time() - age_s,) * 2)
+        LocalStore(tmp_path)
+        assert (left.exists(), foreign.exists()) == (is_there, True)
+
+
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
