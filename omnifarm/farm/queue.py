@@ -27,6 +27,7 @@ _LOOK_S = 5.0
 _WINDOW = 8
 _SWEEP_WINDOW = 32
 _MAX_MISSES = 3
+_HeldChange = Callable[[JobRecord, Lease, float], JobRecord]
 # Spelled here because inside the class `list` is a method.
 _Records = list[JobRecord]
 _Entries = list[Entry]
@@ -323,10 +324,13 @@ class JobQueue:
             if _is_enough(leased, most):
                 return
             try:
-                record, etag = self.records.read(entry.job_id)
+                found = self.records.read_one_of_many(entry.job_id)
             except NotFoundError:
                 self.index.delete(entry)
                 continue
+            if found is None:
+                continue
+            record, etag = found
             if entry_of(record) != entry:
                 self.records.mend(entry)
                 continue
@@ -354,13 +358,7 @@ class JobQueue:
             self._report(written, name, previous_worker=None if old is None else old.worker)
         return written
 
-    def _change_held(
-        self,
-        held: JobRecord,
-        change: Callable[[JobRecord, Lease, float], JobRecord],
-        *,
-        event_name: str | None,
-    ) -> JobRecord:
+    def _change_held(self, held: JobRecord, change: _HeldChange, *, event_name: str | None) -> JobRecord:
         if held.lease is None:
             raise FarmError(f"job {held.name!r} is {held.state.value}: only a leased record can be worked on")
         token, worker = held.lease.token, held.lease.worker
