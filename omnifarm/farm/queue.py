@@ -247,7 +247,7 @@ class JobQueue:
         return self._change_held(held, end, event_name="attempt_failed")
 
     def retry(self, job_id: str, *, concept_url: str | None = None) -> JobRecord:
-        """Queue a failed or cancelled job again with its strikes forgotten; any other job is returned as it is.
+        """Queue a failed or cancelled job again with its strikes forgotten; any other job stays as it is, and is filed.
 
         `concept_url` says where its data lie now, if they have moved.
         """
@@ -256,7 +256,9 @@ class JobQueue:
             if record.state not in (JobState.FAILED, JobState.CANCELLED):
                 return record
             url = concept_url or record.concept_url
-            return replace(record, state=JobState.QUEUED, concept_url=url, strikes=0, attempts=0, not_before_s=0.0)
+            record = replace(record, state=JobState.QUEUED, concept_url=url, strikes=0, attempts=0, not_before_s=0.0)
+            # Its checkpoint may have been collected: progress counts from what the next worker really has.
+            return replace(record, saved_step=0)
 
         return self._order(job_id, again, event_name="job_retried")
 

@@ -69,7 +69,7 @@ def test_a_bad_record_stops_no_other_and_is_not_lost_in_silence(
     (said,) = [line for line in caplog.records if line.message == "job_record_unreadable"]
     assert (said.levelno, said.fields["key"]) == (logging.ERROR, record_key(bad))  # type: ignore[attr-defined]
     assert queue.records.unreadable.keys() == {bad}
-    with pytest.raises(FarmError, match="expected|must lie"):
+    with pytest.raises(FarmError, match=r"expected|must lie"):
         queue.get(bad)
 
 
