@@ -93,13 +93,14 @@ def watch(
 
 @app.command()
 def retry(store: StoreUrl, which: Which = None, everything: Annotated[bool, typer.Option("--all")] = False) -> None:
-    """Queue failed or cancelled jobs again, with their strikes forgotten."""
+    """Queue failed or cancelled jobs again, with their strikes forgotten. Repeat it if it was broken off."""
     from omnifarm.farm.job import JobState
 
     queue = _queue(store)
     records = _chosen(queue, which, everything=everything)
     for record in records:
-        if record.state in (JobState.FAILED, JobState.CANCELLED):
+        # Queued ones, too: where an earlier try was broken off, they are queued and no worker can find them.
+        if record.state in (JobState.FAILED, JobState.CANCELLED, JobState.QUEUED):
             people.print(f"{escape(record.name)}: {queue.retry(record.job_id).state.value}")
 
 
