@@ -374,7 +374,6 @@ class Worker:
         self._patience.bear_each("giving jobs back", [partial(give_back, *item) for item in self._held.items()])
 
     def _fail(self, record: JobRecord, *, reason: str, retryable: bool, trace: str | None = None) -> None:
-        self._metrics.count("omnifarm_attempts_failed_total")
         try:
             self._queue.fail(record, reason=reason, retryable=retryable, traceback=trace)
         except (LeaseLostError, NotFoundError) as error:
