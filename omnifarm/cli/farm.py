@@ -32,8 +32,18 @@ def farm() -> None:
 
 @app.command()
 def status(store: StoreUrl, json: Json = False) -> None:
-    """List every job: its state, step, attempts and, if it failed, why. Reads every record."""
-    records = _queue(store).list()
+    """List every job: its state, step, attempts and, if it failed, why. Reads every record.
+
+    Records that cannot be read are counted on standard error, each with its key and the reason.
+    """
+    from omnifarm.farm.records import record_key
+
+    queue = _queue(store)
+    records = queue.list()
+    if unreadable := queue.records.unreadable:
+        people.print(f"{len(unreadable)} records could not be read, so their jobs are missing here:", style="red")
+        for job_id, reason in sorted(unreadable.items()):
+            people.print(f"{record_key(job_id)}: {reason}", markup=False, highlight=False, soft_wrap=True)
     if json:
         print_json([record.to_json() for record in records])
         return
@@ -83,13 +93,14 @@ def watch(
 
 @app.command()
 def retry(store: StoreUrl, which: Which = None, everything: Annotated[bool, typer.Option("--all")] = False) -> None:
-    """Queue failed or cancelled jobs again, with their strikes forgotten."""
+    """Queue failed or cancelled jobs again, with their strikes forgotten. Repeat it if it was broken off."""
     from omnifarm.farm.job import JobState
 
     queue = _queue(store)
     records = _chosen(queue, which, everything=everything)
     for record in records:
-        if record.state in (JobState.FAILED, JobState.CANCELLED):
+        # Queued ones, too: where an earlier try was broken off, they are queued and no worker can find them.
+        if record.state in (JobState.FAILED, JobState.CANCELLED, JobState.QUEUED):
             people.print(f"{escape(record.name)}: {queue.retry(record.job_id).state.value}")
 
 

@@ -142,7 +142,7 @@ class ConceptRepository:
         """
         manifest = self.manifest(name, version)
         newest = self.versions(name)[0]
-        pin = {"version": version, "instead_of": newest.version}
+        pin = {"version": version, "instead_of": newest.version, "instead_of_s": newest.created_at_s}
         self._store.put(f"{PREFIX}{name}/{PIN_FILE}", json.dumps(pin).encode())
         return manifest
 
@@ -164,7 +164,9 @@ class ConceptRepository:
         except (NotFoundError, ValueError):
             return newest
         pinned = [one for one in manifests if one.version == pin.get("version")]
-        return pinned[0] if pinned and pin.get("instead_of") == newest.version else newest
+        # By age, not by name: when the version that was rolled back from is deleted, those before it are no news.
+        is_held = newest.version == pin.get("instead_of") or newest.created_at_s <= pin.get("instead_of_s", 0.0)
+        return pinned[0] if pinned and is_held else newest
 
     def manifest(self, name: str, version: str) -> ArtifactManifest:
         """Return the manifest of one version.

@@ -102,7 +102,7 @@ class _Cell:
     name: str
     size: int
     thread: threading.Thread
-    error: list[OmniFarmError] = field(default_factory=list)
+    error: list[Exception] = field(default_factory=list)
     is_stopping: bool = False
 
 
@@ -118,7 +118,7 @@ class CellFleet:
         capacity: Returns how many workers the cluster can hold now.
         ask: Told at every look how many workers all drivers could use while that is more than the cluster can hold, and
             0 once it is not or the driver ends: what an autoscaler is to provide. Default: nobody is asked.
-        run_cell: Runs a cell of (name, workers) until it ends; raises FarmError when it breaks.
+        run_cell: Runs a cell of (name, workers) until it ends; whatever it raises counts as the cell's failure.
         clock: Time.
         metrics: Where numbers go.
     """
@@ -251,7 +251,7 @@ class CellFleet:
     def _work(self, cell: _Cell) -> None:
         try:
             self._run_cell(cell.name, cell.size)
-        except OmniFarmError as error:
+        except Exception as error:  # noqa: BLE001 - a full disk, say: uncounted, the cell would be replaced for ever
             cell.error.append(error)
 
     def _stop(self, name: str) -> None:
@@ -267,9 +267,11 @@ class CellFleet:
             self._cells.remove(cell)
             for error in cell.error:
                 self._num_failures += 1
-                event(_logger, "cell_failed", level=logging.WARNING, cell=cell.name, error=str(error))
+                # Others say only with their kind what they mean: KeyError's text is a key.
+                reason = str(error) if isinstance(error, OmniFarmError) else f"{type(error).__name__}: {error}"
+                event(_logger, "cell_failed", level=logging.WARNING, cell=cell.name, error=reason)
                 if self._num_failures > self._plan.max_failures:
-                    raise FarmError(f"{self._num_failures} cells failed, the last because: {error}") from error
+                    raise FarmError(f"{self._num_failures} cells failed, the last because: {reason}") from error
 
     def _end_cells(self) -> None:
         """Wait for cells that have nothing left to do; tell those to stop that still work for others."""

@@ -12,6 +12,11 @@ from omnifarm.logs import event
 
 _logger = logging.getLogger(__name__)
 
+_COUNTED = {
+    "attempt_failed": "omnifarm_attempts_failed_total",
+    "lease_taken_over": "omnifarm_lease_takeovers_total",
+}
+
 
 class EventSink(Protocol):
     """Takes events; never fails its caller."""
@@ -42,5 +47,5 @@ class CountedEvents:
     def emit(self, name: str, **fields: Any) -> None:
         """See `EventSink.emit`."""
         event(_logger, name, **fields)
-        if name == "lease_taken_over":
-            self._metrics.count("omnifarm_lease_takeovers_total")
+        if name in _COUNTED:
+            self._metrics.count(_COUNTED[name])

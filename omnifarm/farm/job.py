@@ -230,7 +230,9 @@ class JobRecord:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FarmError(f"a job record was expected, found something else ({error}): delete the object") from error
         if record.job_id != job_id:
-            raise FarmError(f"job record {job_id!r} holds the identity of {record.job_id!r}: it was edited by hand")
+            raise FarmError(
+                f"job record {job_id!r} holds the identity of {record.job_id!r}: it was edited by hand: delete the object"
+            )
         return record
 
 

@@ -6,7 +6,7 @@ COUNTERS = {
     "omnifarm_steps_total": "Optimizer steps taken, over all lanes.",
     "omnifarm_tokens_total": "Tokens computed in training; those that samples share count once.",
     "omnifarm_concepts_committed_total": "Concepts committed by this worker.",
-    "omnifarm_attempts_failed_total": "Attempts that ended in an error.",
+    "omnifarm_attempts_failed_total": "Attempts that ended in an error, and jobs given up because worker after worker fell silent.",
     "omnifarm_lease_takeovers_total": "Jobs taken over after their worker fell silent.",
     "omnifarm_leases_lost_total": "Lanes let go because somebody else took the job over.",
     "omnifarm_store_errors_total": "Requests that failed after every retry.",

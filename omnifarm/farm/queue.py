@@ -27,6 +27,7 @@ _LOOK_S = 5.0
 _WINDOW = 8
 _SWEEP_WINDOW = 32
 _MAX_MISSES = 3
+_HeldChange = Callable[[JobRecord, Lease, float], JobRecord]
 # Spelled here because inside the class `list` is a method.
 _Records = list[JobRecord]
 _Entries = list[Entry]
@@ -246,7 +247,7 @@ class JobQueue:
         return self._change_held(held, end, event_name="attempt_failed")
 
     def retry(self, job_id: str, *, concept_url: str | None = None) -> JobRecord:
-        """Queue a failed or cancelled job again with its strikes forgotten; any other job is returned as it is.
+        """Queue a failed or cancelled job again with its strikes forgotten; any other job stays as it is, and is filed.
 
         `concept_url` says where its data lie now, if they have moved.
         """
@@ -255,7 +256,9 @@ class JobQueue:
             if record.state not in (JobState.FAILED, JobState.CANCELLED):
                 return record
             url = concept_url or record.concept_url
-            return replace(record, state=JobState.QUEUED, concept_url=url, strikes=0, attempts=0, not_before_s=0.0)
+            record = replace(record, state=JobState.QUEUED, concept_url=url, strikes=0, attempts=0, not_before_s=0.0)
+            # Its checkpoint may have been collected: progress counts from what the next worker really has.
+            return replace(record, saved_step=0)
 
         return self._order(job_id, again, event_name="job_retried")
 
@@ -323,10 +326,13 @@ class JobQueue:
             if _is_enough(leased, most):
                 return
             try:
-                record, etag = self.records.read(entry.job_id)
+                found = self.records.read_one_of_many(entry.job_id)
             except NotFoundError:
                 self.index.delete(entry)
                 continue
+            if found is None:
+                continue
+            record, etag = found
             if entry_of(record) != entry:
                 self.records.mend(entry)
                 continue
@@ -354,13 +360,7 @@ class JobQueue:
             self._report(written, name, previous_worker=None if old is None else old.worker)
         return written
 
-    def _change_held(
-        self,
-        held: JobRecord,
-        change: Callable[[JobRecord, Lease, float], JobRecord],
-        *,
-        event_name: str | None,
-    ) -> JobRecord:
+    def _change_held(self, held: JobRecord, change: _HeldChange, *, event_name: str | None) -> JobRecord:
         if held.lease is None:
             raise FarmError(f"job {held.name!r} is {held.state.value}: only a leased record can be worked on")
         token, worker = held.lease.token, held.lease.worker

@@ -188,29 +188,33 @@ def run_cell(config: CellConfig) -> None:
         config: The cell.
 
     Raises:
-        FarmError: Ray gave up on the cell: more workers died than `max_failures`, or it could not be placed.
+        FarmError: Ray gave up on the cell: more workers died than `max_failures`, it could not be placed, or this machine has
+            no room for the cell's notes.
     """
-    with tempfile.TemporaryDirectory(prefix="omf-cell-", ignore_cleanup_errors=True) as folder:
-        trainer = TorchTrainer(
-            _work,
-            train_loop_config=_to_plain(config),
-            # A sharded cell gathers its weights in this group; the timeout is how long a lost worker stays unnoticed.
-            torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo", timeout_s=_TIMEOUT_S),
-            scaling_config=ScalingConfig(
-                num_workers=config.num_workers,
-                use_gpu=config.use_gpu,
-                resources_per_worker=worker_bundle(cpus=config.cpus_per_worker, use_gpu=config.use_gpu),
-            ),
-            run_config=RunConfig(
-                storage_path=folder, name="cell", failure_config=FailureConfig(max_failures=config.max_failures)
-            ),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:
-            raise FarmError(
-                f"the cell ended before its jobs did: {error}; submit the same job again to go on from the checkpoints"
-            ) from error
+    try:
+        with tempfile.TemporaryDirectory(prefix="omf-cell-", ignore_cleanup_errors=True) as folder:
+            _trainer(config, folder).fit()
+    except Exception as error:
+        raise FarmError(
+            f"the cell ended before its jobs did: {error}; submit the same job again to go on from the checkpoints"
+        ) from error
+
+
+def _trainer(config: CellConfig, folder: str) -> TorchTrainer:
+    return TorchTrainer(
+        _work,
+        train_loop_config=_to_plain(config),
+        # A sharded cell gathers its weights in this group; the timeout is how long a lost worker stays unnoticed.
+        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo", timeout_s=_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker=worker_bundle(cpus=config.cpus_per_worker, use_gpu=config.use_gpu),
+        ),
+        run_config=RunConfig(
+            storage_path=folder, name="cell", failure_config=FailureConfig(max_failures=config.max_failures)
+        ),
+    )
 
 
 def _work(values: Mapping[str, Any]) -> None:

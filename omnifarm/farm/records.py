@@ -4,6 +4,7 @@ Knows how a record changes safely, not who may change what; that is `farm/queue.
 """
 
 import contextlib
+import logging
 import random
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,8 @@ from dataclasses import replace
 from omnifarm.clock import Clock
 from omnifarm.errors import FarmError, NotFoundError, PreconditionError
 from omnifarm.farm.index import Entry, JobIndex, entry_of, folder_of
-from omnifarm.farm.job import JobRecord, check_move
+from omnifarm.farm.job import SCHEMA_VERSION, JobRecord, check_move
+from omnifarm.logs import event
 from omnifarm.store.base import Store
 
 RECORDS = "jobs/"
@@ -25,6 +27,8 @@ CHECKPOINTS = "checkpoints/"
 
 SUBMITTED = "submitted/"
 """Keys of what jobs learn from begin with this, see `farm/submitted.py`."""
+
+_logger = logging.getLogger(__name__)
 
 _MAX_SWAPS = 100
 _MAX_REMEMBERED = 10_000
@@ -49,6 +53,8 @@ class JobRecords:
         self._chance = chance
         self.index = JobIndex(store, prefix=INDEX, chance=chance)
         self._versions: dict[str, tuple[int, str]] = {}
+        self.unreadable: dict[str, str] = {}
+        """Why records could not be read when many were, by job id."""
 
     def read(self, job_id: str) -> tuple[JobRecord, str]:
         """Return a record and its etag.
@@ -59,13 +65,43 @@ class JobRecords:
         found = self.store.get(record_key(job_id))
         return JobRecord.decode(found.data), found.etag
 
+    def read_one_of_many(self, job_id: str) -> tuple[JobRecord, str] | None:
+        """Return what `read` does, or None for a record that is damaged or of another release: it must stop no others.
+
+        It is logged once and noted in `unreadable`.
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+        try:
+            found = self.read(job_id)
+        except FarmError as error:
+            if job_id not in self.unreadable:
+                event(
+                    _logger,
+                    "job_record_unreadable",
+                    level=logging.ERROR,
+                    key=record_key(job_id),
+                    expected=f"a job record of schema {SCHEMA_VERSION}",
+                    found=str(error),
+                    todo="use the release that wrote it, or delete the object and submit its concept again",
+                )
+            self.unreadable[job_id] = str(error)
+            return None
+        self.unreadable.pop(job_id, None)
+        return found
+
     def list(self, job_ids: Iterable[str] | None = None) -> _Records:
-        """Return the records of `job_ids` (default: all) that exist, by name, then id."""
+        """Return the records of `job_ids` (default: all) that exist and can be read, by name, then id.
+
+        Of those that cannot be read `unreadable` tells.
+        """
         ids = list(dict.fromkeys(job_ids)) if job_ids is not None else self.ids()
 
         def read(job_id: str) -> JobRecord | None:
             with contextlib.suppress(NotFoundError):  # deleted since it was listed
-                return self.read(job_id)[0]
+                found = self.read_one_of_many(job_id)
+                return None if found is None else found[0]
             return None
 
         with ThreadPoolExecutor(_NUM_READERS) as pool:

@@ -115,7 +115,8 @@ class Worker:
             self._commit()
             if self._clock.monotonic_s() - self._looked_s >= self._wait_s:
                 self._look()
-        self._hand_back()
+        if self._held:
+            self._hand_back()
         # The others of a sharded cell need this process until they are done, too.
         while self._workbench.trainer.idle_turn(is_finished=True) is not Turn.OVER:
             pass
@@ -180,26 +181,25 @@ class Worker:
             self._order = Order.STOP
         free = 0 if any(held.is_on_trial for held in self._held.values()) else self._settings.lanes - len(self._held)
         records: list[JobRecord] = []
-        if self._order is Order.WORK and free:
-            with self._patience.bear("leasing"):
+        with self._patience.bear("leasing"):
+            if self._order is Order.WORK and free:
                 records = self._queue.lease_next(self._id, pool=self._pool, ttl_s=self._settings.lease_s, max=free)
         # Each waits while the pictures of those before it are read, and its lease is kept meanwhile.
         self._leased = {record.job_id: record for record in records}
-        for record in records:
-            if record.is_suspect:
-                # Should it end this process, the others were getting on and it is not held against them.
-                self._save()
-                self._heartbeat()
-            with self._patience.bear("beginning a lane"):
-                self._begin(record.job_id)
+        if any(record.is_suspect for record in records):
+            # Should it end this process, the others were getting on and it is not held against them.
+            self._save()
+            self._heartbeat()
+        begin = [partial(self._begin, record.job_id) for record in records]
+        self._patience.bear_each("beginning lanes", begin, is_endless=True)
         self._metrics.gauge("omnifarm_lanes", len(self._held))
         # A thousand workers without work must not keep the store busy.
         longest_s = max(self._settings.poll_s, self._settings.lease_s / 4)
         again_s = self._settings.poll_s if records and not self._patience.is_tried else 2 * self._wait_s
         self._wait_s = min(max(self._settings.poll_s, again_s), longest_s)
         self._is_drained = self._order is Order.DRAIN
-        if not self._held and not self._is_drained:
-            with self._patience.bear("looking for work"):
+        with self._patience.bear("looking for work"):
+            if not self._held and not self._is_drained:
                 self._is_drained = self._queue.is_drained(self._pool)
 
     def _begin(self, job_id: str) -> None:
@@ -265,10 +265,12 @@ class Worker:
 
     def _commit(self) -> None:
         """Commit lanes that are over, or record why they stopped; what the store cannot take now stays for later."""
-        with self._patience.bear("committing"):
-            while self._over:
-                self._end(self._over[0])
-                self._over.pop(0)
+
+        def commit(held: Held) -> None:
+            self._end(held)
+            self._over.remove(held)
+
+        self._patience.bear_each("committing", [partial(commit, held) for held in self._over])
 
     def _end(self, held: Held) -> None:
         record, lane = held.record, held.lane
@@ -312,11 +314,9 @@ class Worker:
 
     def _heartbeat(self) -> None:
         """Renew every lease, of lanes that train and of those not yet committed; let go whose lease is lost."""
-        with self._patience.bear("renewing leases"):
-            for record in list(self._leased.values()):
-                self._renew_leased(record)
-            for held in [*self._held.values(), *self._over]:
-                self._renew(held)
+        renew = [partial(self._renew_leased, record) for record in self._leased.values()]
+        renew += [partial(self._renew, held) for held in [*self._held.values(), *self._over]]
+        self._patience.bear_each("renewing leases", renew)
         self._lane_log.look((held.record, held.lane) for held in self._held.values())
         losses = [held.lane.losses[-1].total for held in self._held.values() if held.lane.losses]
         if losses:
@@ -332,7 +332,6 @@ class Worker:
             del self._leased[record.job_id]
 
     def _renew(self, held: Held) -> None:
-        name = held.record.name
         try:
             held.record = self._queue.heartbeat(
                 held.record, step=held.lane.step, saved_step=held.saved_step, ttl_s=self._settings.lease_s
@@ -343,8 +342,8 @@ class Worker:
             if held in self._over:
                 self._over.remove(held)
             else:
-                self._workbench.trainer.remove(name)
-                del self._held[name]
+                self._workbench.trainer.remove(held.record.name)
+                del self._held[held.record.name]
 
     def _lose(self, record: JobRecord, error: Exception, *, is_written: bool = False) -> None:
         self._metrics.count("omnifarm_leases_lost_total")
@@ -353,29 +352,29 @@ class Worker:
 
     def _save(self) -> None:
         """Write a checkpoint of every lane that has moved."""
-        with self._patience.bear("saving checkpoints"):
-            for held in self._held.values():
-                if held.lane.step > held.saved_step:
-                    self._store.put(
-                        checkpoint_key(held.record.job_id), save_lane(held.lane, identity=held.record.job_id)
-                    )
-                    held.saved_step = held.lane.step
+
+        def save(held: Held) -> None:
+            self._store.put(checkpoint_key(held.record.job_id), save_lane(held.lane, identity=held.record.job_id))
+            held.saved_step = held.lane.step
+
+        moved = [held for held in self._held.values() if held.lane.step > held.saved_step]
+        self._patience.bear_each("saving checkpoints", [partial(save, held) for held in moved])
 
     def _hand_back(self) -> None:
         """Save and release what is still held: somebody else goes on from here at once."""
-        if not self._held:
-            return
         self._save()
         self._heartbeat()
-        for name, held in list(self._held.items()):
-            with contextlib.suppress(LeaseLostError), self._patience.bear("giving a job back"):
-                self._queue.release(held.record)
+
+        def give_back(name: str, held: Held) -> None:
             self._lane_log.end(held.record, held.lane, is_learned=False)
             self._workbench.trainer.remove(name)
             del self._held[name]
+            with contextlib.suppress(LeaseLostError):
+                self._queue.release(held.record)
+
+        self._patience.bear_each("giving jobs back", [partial(give_back, *item) for item in self._held.items()])
 
     def _fail(self, record: JobRecord, *, reason: str, retryable: bool, trace: str | None = None) -> None:
-        self._metrics.count("omnifarm_attempts_failed_total")
         try:
             self._queue.fail(record, reason=reason, retryable=retryable, traceback=trace)
         except (LeaseLostError, NotFoundError) as error:

@@ -3,16 +3,18 @@
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from omnifarm.cli.farm import app
 from omnifarm.clock import SystemClock
+from omnifarm.errors import StoreError
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobIdentity, JobState, pool_of
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.records import checkpoint_key
+from omnifarm.farm.records import INDEX, checkpoint_key
 from omnifarm.store.local import LocalStore
 
 POOL = pool_of(recipe_digest="r", backbone_fingerprint="b")
@@ -112,6 +114,22 @@ def test_a_person_may_retry_and_cancel_by_name_by_id_or_all(farm: Farm) -> None:
     assert set(farm.states().values()) == {"committed", "cancelled"}
     farm.run("retry", "--all")
     assert set(farm.states().values()) == {"committed", "queued"}
+
+
+def test_a_retry_that_was_broken_off_is_mended_by_repeating_it(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = LocalStore.put
+
+    def refuse_entries(store: LocalStore, key: str, data: bytes, **conditions: Any) -> str:
+        if key.startswith(INDEX):
+            raise StoreError("the store is away")
+        return put(store, key, data, **conditions)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(LocalStore, "put", refuse_entries)
+        farm.run("retry", "bad", code=1)
+    assert farm.states()["bad"] == "queued"
+    farm.run("retry", "bad")
+    assert {record.name for record in farm.queue.lease_next("w", pool=POOL, ttl_s=600, max=9)} == {"bad", "waiting"}
 
 
 @pytest.mark.parametrize("words", [["cancel"], ["cancel", "done", "--all"], ["retry", "nobody"]])

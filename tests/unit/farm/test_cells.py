@@ -108,6 +108,19 @@ class Farm:
         )
 
 
+class Impatient(SystemClock):
+    """Ends a driver that would look for ever."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def sleep_s(self, duration_s: float) -> None:
+        self.looks += 1
+        if self.looks > 500:
+            raise TimeoutError("the driver still looks")
+        super().sleep_s(duration_s)
+
+
 def test_a_driver_starts_cells_for_its_concepts_and_ends_with_them() -> None:
     farm = Farm(num_jobs=11)
     farm.may_work.set()
@@ -240,15 +253,18 @@ def test_a_driver_whose_concepts_are_done_leaves_the_work_of_others() -> None:
     assert {record.state for record in farm.queue.list()} == {JobState.QUEUED}
 
 
-def test_a_cell_that_breaks_is_replaced_until_it_is_too_much() -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"), [(FarmError("no place"), "no place"), (OSError("disk full"), "OSError: disk full")]
+)
+def test_a_cell_that_breaks_is_replaced_until_it_is_too_much(error: Exception, reason: str) -> None:
     farm = Farm(num_jobs=4)
+    clock = Impatient()
 
     def break_down(name: str, size: int) -> None:
         farm.cells.append((name, size))
-        raise FarmError("no place")
+        raise error
 
-    with pytest.raises(FarmError, match="3 cells failed, the last because: no place"):
-        farm.fleet(break_down, FleetPlan(pool=POOL, workers_per_cell=4, lanes=2, look_s=0.01, max_failures=2)).run(
-            is_over=lambda: False
-        )
+    plan = replace(PLAN, max_failures=2)
+    with pytest.raises(FarmError, match=f"3 cells failed, the last because: {reason}"):
+        farm.fleet(break_down, plan, clock=clock).run(is_over=lambda: False)
     assert len(farm.cells) >= 3

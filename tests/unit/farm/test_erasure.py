@@ -302,6 +302,15 @@ def test_a_bucket_that_keeps_versions_keeps_none_of_a_deleted_concept(
     client.close()
 
 
+def test_a_rollback_holds_when_the_version_it_was_made_from_is_deleted(farm: Farm) -> None:
+    first, _, bad = (farm.learn(seed=seed)["ada"] for seed in range(3))
+    farm.repository.roll_back("ada", first)
+    farm.repository.delete("ada", version=bad)
+    assert farm.repository.latest("ada").version == first
+    newest = farm.learn(seed=3)["ada"]
+    assert farm.repository.latest("ada").version == newest
+
+
 def test_a_rollback_holds_until_the_concept_is_learned_anew(farm: Farm) -> None:
     old = farm.learn(seed=0)["ada"]
     new = farm.learn(seed=1)["ada"]

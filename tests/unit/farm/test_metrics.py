@@ -126,6 +126,19 @@ def test_a_lane_whose_step_fails_takes_no_step(worker: Worker, recorder: Recorde
     assert recorder.counters["omnifarm_attempts_failed_total"] == 1
 
 
+def test_a_job_given_up_because_its_workers_fell_silent_is_counted(
+    worker: Worker, store: MemoryStore, clock: ManualClock, recorder: Recorder
+) -> None:
+    queue = JobQueue(store, clock=clock)
+    pool = queue.list()[0].identity.pool
+    while not any(record.strikes == 4 for record in queue.list()):
+        queue.lease_next("dead", pool=pool, ttl_s=10)
+        clock.advance_s(100)
+    worker._look()
+    failed = [record for record in queue.list() if record.state is JobState.FAILED]
+    assert recorder.counters["omnifarm_attempts_failed_total"] == len(failed) == 1
+
+
 def test_take_overs_lost_leases_and_store_errors_are_counted(
     worker: Worker, store: MemoryStore, clock: ManualClock, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

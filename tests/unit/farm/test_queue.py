@@ -6,11 +6,13 @@ import pytest
 
 from omnifarm.clock import ManualClock
 from omnifarm.errors import FarmError, NotFoundError, StoreError
+from omnifarm.farm.garbage import collect_garbage
 from omnifarm.farm.index import LATER, READY
 from omnifarm.farm.job import JobIdentity, JobRecord, JobState, LeaseLostError, pool_of
 from omnifarm.farm.overview import QueueSummary, glance
 from omnifarm.farm.policy import RetryPolicy
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import checkpoint_key
 from omnifarm.store.base import Object
 from omnifarm.store.memory import MemoryStore
 
@@ -260,6 +262,22 @@ def test_submissions_of_one_priority_take_even_turns_however_long_they_are(queue
     first = [lease(queue).submission for _ in range(60)]
     assert 18 <= first.count("short") <= 42
     assert len(queue.lease_next("w1", pool=POOL, ttl_s=TTL_S, max=999)) == 300
+
+
+def test_a_retried_job_whose_checkpoint_was_collected_gets_on_without_strikes(
+    store: FlakyStore, queue: JobQueue, clock: ManualClock
+) -> None:
+    submit(queue)
+    held = lease(queue)
+    store.put(checkpoint_key(held.job_id), b"a lane at step 8")
+    held = queue.heartbeat(held, step=8, saved_step=8, ttl_s=TTL_S)
+    queue.fail(held, reason="no good", retryable=False)
+    assert collect_garbage(store, queue=queue, dry_run=False).checkpoints
+    queue.retry(held.job_id)
+    for step in (1, 2, 3, 4, 5):
+        record = queue.heartbeat(lease(queue), step=step, saved_step=step, ttl_s=TTL_S)
+        assert record.strikes == 0
+        clock.advance_s(10 * TTL_S)  # taken away, as spot machines are
 
 
 def test_an_attempt_that_got_a_checkpoint_further_is_no_strike(queue: JobQueue, clock: ManualClock) -> None:

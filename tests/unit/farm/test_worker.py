@@ -271,6 +271,62 @@ def test_a_store_that_is_away_for_a_while_stops_no_training(
     assert queue.list()[0].attempts == 1
 
 
+class RefusingStore(MemoryStore):
+    """Takes what it is given, but for some keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: tuple[str, ...] = ()
+
+    def put(self, key: str, data: bytes, *, if_none_match: bool = False, if_match: str | None = None) -> str:
+        if self.refused and key.startswith(self.refused):
+            raise StoreError("no writes here")
+        return super().put(key, data, if_none_match=if_none_match, if_match=if_match)
+
+
+@pytest.fixture
+def refusing(
+    folder: Path, clock: ManualClock, backbone: Backbone, loaded: LoadedBackbone
+) -> tuple[RefusingStore, JobQueue, Worker]:
+    store = RefusingStore()
+    queue = JobQueue(store, clock=clock)
+    submit_concepts(str(folder), queue=queue, backbone=backbone, only=["ada", "bob"])
+    workbench = Workbench(loaded, clock=clock)
+    settings = WorkerSettings(lanes=2, patience_s=60)
+    worker = Worker("w", store=store, workbench=workbench, recipe=backbone.recipe, settings=settings, clock=clock)
+    return store, queue, worker
+
+
+def test_a_draining_worker_gives_up_on_a_store_that_it_can_only_read(
+    refusing: tuple[RefusingStore, JobQueue, Worker], clock: ManualClock
+) -> None:
+    store, _, worker = refusing
+    worker._look()
+    FarmControl(store).order(Order.DRAIN)
+    store.refused = ("artifacts/", "checkpoints/", "jobs/")
+    began_s = clock.monotonic_s()
+    with pytest.raises(StoreError, match="no writes here"):
+        worker.run()
+    assert 60 < clock.monotonic_s() - began_s < 120
+
+
+def test_a_key_that_cannot_be_written_keeps_no_other_concept_back(
+    refusing: tuple[RefusingStore, JobQueue, Worker],
+) -> None:
+    store, queue, worker = refusing
+    worker._look()
+    first, other = (held.record for held in worker._held.values())
+    store.refused = (f"checkpoints/{first.job_id}", f"artifacts/{first.name}/")
+    worker.step()
+    worker._save()
+    assert [key.split("/")[1].partition(".")[0] for key in store.list(CHECKPOINTS)] == [other.job_id]
+    while worker._held:
+        worker.step()
+    worker._commit()
+    states = {name: record.state for name, record in by_name(queue).items()}
+    assert states == {first.name: JobState.RUNNING, other.name: JobState.COMMITTED}
+
+
 def queue_state(store: AwayStore, queue: JobQueue) -> dict[str, JobState]:
     was, store.is_away = store.is_away, False
     try:

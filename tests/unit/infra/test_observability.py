@@ -51,8 +51,22 @@ def test_every_number_in_the_tables_is_reported_by_somebody() -> None:
 
 def test_rates_are_taken_of_counters_and_of_nothing_else() -> None:
     for text in expressions():
-        for name in re.findall(r"\b(?:rate|increase)\((ray_\w+)", text):
-            assert name.endswith(("_total", "_bucket")), text
+        assert gauges_taken_for_counters(text) == [], text
+
+
+def gauges_taken_for_counters(text: str) -> list[str]:
+    """Return the gauges in what rates are taken of, up to its range: also inside a sum or a maximum."""
+    rated = re.findall(r"\b(?:rate|irate|increase)\(([^\[]*)\[", text)
+    names = [name for part in rated for name in re.findall(r"\bray_\w+", part)]
+    return [name for name in names if not name.endswith(("_total", "_bucket"))]
+
+
+def test_a_gauge_is_found_wherever_a_rate_is_taken_of_it() -> None:
+    assert gauges_taken_for_counters("increase(max(ray_omnifarm_queue_failed)[30m:1m]) > 0")
+    assert gauges_taken_for_counters("rate(ray_omnifarm_lanes[5m])")
+    assert not gauges_taken_for_counters(
+        "max(ray_omnifarm_lanes) > 0 and sum(rate(ray_omnifarm_steps_total[10m])) == 0"
+    )
 
 
 @pytest.mark.parametrize("text", expressions())

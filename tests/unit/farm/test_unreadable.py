@@ -1,0 +1,95 @@
+"""One record that cannot be read, damaged or of another release, beside two good ones."""
+
+import json
+import logging
+from collections.abc import Callable
+
+import pytest
+from typer.testing import CliRunner
+
+from omnifarm.cli import farm as farm_command
+from omnifarm.clock import ManualClock
+from omnifarm.errors import FarmError
+from omnifarm.farm.erasure import erase_concept
+from omnifarm.farm.job import JobIdentity, JobRecord, JobState, pool_of
+from omnifarm.farm.overview import QueueSummary, glance
+from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import record_key
+from omnifarm.store.memory import MemoryStore
+
+POOL = pool_of(recipe_digest="r", backbone_fingerprint="b")
+
+
+def of_another_schema(data: bytes) -> bytes:
+    return json.dumps({**json.loads(data), "schema_version": 1}).encode()
+
+
+def cut_short(data: bytes) -> bytes:
+    return data[:-20]
+
+
+def with_an_impossible_step(data: bytes) -> bytes:
+    return json.dumps({**json.loads(data), "step": -1}).encode()
+
+
+def spoil(store: MemoryStore, job_id: str, how: Callable[[bytes], bytes]) -> None:
+    store.put(record_key(job_id), how(store.get(record_key(job_id)).data))
+
+
+@pytest.fixture
+def queue(store: MemoryStore, clock: ManualClock) -> JobQueue:
+    return JobQueue(store, clock=clock)
+
+
+@pytest.fixture
+def jobs(queue: JobQueue) -> dict[str, JobRecord]:
+    found = {}
+    for name in ("ada", "bad", "eve"):
+        identity = JobIdentity(spec_digest=name, recipe_digest="r", backbone_fingerprint="b")
+        found[name] = queue.submit(name=name, concept_url="u", identity=identity, num_steps=10)
+    return found
+
+
+@pytest.mark.parametrize("how", [of_another_schema, cut_short, with_an_impossible_step])
+def test_a_bad_record_stops_no_other_and_is_not_lost_in_silence(
+    how: Callable[[bytes], bytes],
+    store: MemoryStore,
+    queue: JobQueue,
+    jobs: dict[str, JobRecord],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bad = jobs["bad"].job_id
+    spoil(store, bad, how)
+    assert sorted(record.name for record in queue.lease_next("w", pool=POOL, ttl_s=40, max=3)) == ["ada", "eve"]
+    assert [record.name for record in queue.list()] == ["ada", "eve"]
+    assert QueueSummary.of(queue.list()).counts[JobState.LEASED] == 2
+    assert len(glance(queue).held) == 2
+    assert erase_concept("ada", store=store, queue=queue).jobs == 1
+    assert [record.name for record in queue.list()] == ["eve"]
+    (said,) = [line for line in caplog.records if line.message == "job_record_unreadable"]
+    assert (said.levelno, said.fields["key"]) == (logging.ERROR, record_key(bad))  # type: ignore[attr-defined]
+    assert queue.records.unreadable.keys() == {bad}
+    with pytest.raises(FarmError, match=r"expected|must lie"):
+        queue.get(bad)
+
+
+def test_status_counts_bad_records_and_says_why(
+    store: MemoryStore, queue: JobQueue, jobs: dict[str, JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(store, jobs["bad"].job_id, of_another_schema)
+    monkeypatch.setattr(farm_command, "_queue", lambda store: queue)
+    done = CliRunner().invoke(farm_command.app, ["status", "--json", "--store", "memory"])
+    assert [one["name"] for one in json.loads(done.stdout)] == ["ada", "eve"]
+    assert "1 records could not be read" in done.stderr
+    assert f"{record_key(jobs['bad'].job_id)}: a job record of schema 2 was expected, found 1" in done.stderr
+
+
+def test_a_record_that_can_be_read_again_is_like_any_other(
+    store: MemoryStore, queue: JobQueue, jobs: dict[str, JobRecord]
+) -> None:
+    sound = store.get(record_key(jobs["bad"].job_id)).data
+    spoil(store, jobs["bad"].job_id, cut_short)
+    assert len(queue.list()) == 2
+    spoil(store, jobs["bad"].job_id, lambda _: sound)
+    assert len(queue.list()) == 3
+    assert queue.records.unreadable == {}
