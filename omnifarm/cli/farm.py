@@ -106,11 +106,15 @@ def retry(store: StoreUrl, which: Which = None, everything: Annotated[bool, type
 
 @app.command()
 def cancel(store: StoreUrl, which: Which = None, everything: Annotated[bool, typer.Option("--all")] = False) -> None:
-    """Call unfinished jobs off; a worker that trains one lets it go at its next heartbeat."""
-    queue = _queue(store)
+    """Call unfinished jobs off and erase their checkpoints; a worker that trains one lets it go at its next heartbeat."""
+    from omnifarm.farm.erasure import call_off
+    from omnifarm.store.open import open_store
+
+    opened, queue = open_store(store), _queue(store)
     for record in _chosen(queue, which, everything=everything):
         if not record.state.is_finished:
-            people.print(f"{escape(record.name)}: {queue.cancel(record.job_id).state.value}")
+            state = call_off(record.job_id, store=opened, queue=queue).state
+            people.print(f"{escape(record.name)}: {state.value}")
 
 
 @app.command()

@@ -157,8 +157,8 @@ class JobRecord:
     artifact: str | None = None
     """Key of the committed artifact; exactly committed jobs have one."""
     pictures: tuple[str, ...] = ()
-    """First 16 digits of the digests of pictures that show the concept: by these is found, and deleted, what was prepared
-    from them."""
+    """First 16 digits of the digests of every picture that its training prepares, negatives too: by these is found, and
+    deleted, what was prepared from them."""
     created_at_s: float
     """When it was submitted."""
     updated_at_s: float

@@ -85,7 +85,7 @@ class JobQueue:
             num_steps: Steps of the training.
             submission: Which request asks for it; requests of one priority share workers evenly.
             priority: From 0 to 9, higher first.
-            pictures: Digests of the pictures that show the concept.
+            pictures: Digests of every picture that its training prepares.
             error: Why the job cannot be tried at all (bad data): its record then starts as failed.
         """
         now_s = self._clock.now_s()
