@@ -130,6 +130,7 @@ def main(
         announce(records, backbone=backbone, fingerprint=chosen.fingerprint, steps=chosen.recipe.steps)
         pending = [record for record in records if not record.state.is_finished]
         if pending:
+            FarmControl(opened).require_work(store=url)
             ray_cluster.connect()
             over_s = None if deadline is None else clock.now_s() + deadline
             wait_for = partial(

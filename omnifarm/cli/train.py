@@ -49,6 +49,7 @@ def local(
     """
     from omnifarm.cli.job_progress import announce, showing_progress, summarise
     from omnifarm.clock import SystemClock
+    from omnifarm.farm.control import FarmControl
     from omnifarm.farm.job import JobState
     from omnifarm.farm.queue import JobQueue
     from omnifarm.farm.submission import inspect_backbone, submit_concepts
@@ -71,6 +72,7 @@ def local(
     job_ids = [record.job_id for record in records]
     announce(records, backbone=backbone, fingerprint=chosen.fingerprint, steps=chosen.recipe.steps)
     if any(not record.state.is_finished for record in records):
+        FarmControl(opened).require_work(store=store)
         if compiled is None:
             # By all concepts, finished ones too: a run that goes on computes as it began.
             compiled = compiling_pays(num_concepts=len(records), steps=chosen.recipe.steps, num_workers=1)

@@ -24,6 +24,8 @@ from omnifarm.logs import event
 
 _logger = logging.getLogger(__name__)
 
+_END_S = 60.0
+"""Longest wait, at the end, for cells to save and to give back what they have."""
 _COUNT_EVERY_S = 15.0
 _COUNT_SHARE = 0.05
 _LEAST_GROWTH = 8
@@ -95,6 +97,16 @@ def decide(
         total += size
         count += 1
     return Decision(tuple(start), tuple(stop))
+
+
+def worker_name(cell: str, rank: int) -> str:
+    """Return what a cell's worker is called in leases and logs."""
+    return f"{cell}-{rank}"
+
+
+def cell_of(worker: str) -> str:
+    """Return the cell of a worker named by `worker_name`."""
+    return worker.rpartition("-")[0]
 
 
 @dataclass
@@ -178,9 +190,20 @@ class CellFleet:
     def _is_done(self, is_over: Callable[[], bool]) -> bool:
         self._reap()
         self._order = self._control.present()
-        if self._order is Order.STOP or (self._order is Order.DRAIN and not self._cells):
+        if self._order is Order.STOP or (self._order is Order.DRAIN and not self._is_holding()):
             return True
         return is_over() or self._queue.is_drained(self._plan.pool)
+
+    def _is_holding(self) -> bool:
+        """Whether a cell of this driver still has a job.
+
+        Under a drain one without a job gets none any more, and one that was never placed would be waited for in vain.
+        """
+        names = {cell.name for cell in self._cells}
+        if not names:
+            return False
+        under_way = self._queue.list(entry.job_id for entry in self._queue.index.entries(LATER, pool=self._plan.pool))
+        return any(record.lease is not None and cell_of(record.lease.worker) in names for record in under_way)
 
     def _adjust(self) -> None:
         """Look once, and start or stop cells."""
@@ -279,9 +302,10 @@ class CellFleet:
         for cell in list(self._cells):
             if not is_drained and not cell.is_stopping:
                 self._stop(cell.name)
+        until_s = self._clock.monotonic_s() + _END_S
         for cell in self._cells:
             # A cell that cannot be placed any more never ends; it goes with this process.
-            cell.thread.join(timeout=60)
+            cell.thread.join(timeout=max(0.0, until_s - self._clock.monotonic_s()))
 
     def _leave(self) -> None:
         self._request(0)

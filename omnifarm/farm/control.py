@@ -9,6 +9,7 @@ Empty objects; workers look at them with one listing every few seconds.
 
 from enum import Enum
 
+from omnifarm.errors import FarmError
 from omnifarm.store.base import Store
 
 PREFIX = "control/"
@@ -50,6 +51,22 @@ class FarmControl:
         """Take every order back, for one cell or the whole farm; safe to repeat."""
         for order in (Order.STOP, Order.DRAIN) if cell is None else (Order.STOP,):
             self._store.delete(_key(order, cell))
+
+    def require_work(self, *, store: str) -> None:
+        """Refuse to begin under an order that keeps every new concept from being learned: it may have been forgotten.
+
+        Args:
+            store: The store's URL, for the message.
+
+        Raises:
+            FarmError: Such an order stands.
+        """
+        order = self.present()
+        if order is not Order.WORK:
+            raise FarmError(
+                f"expected a farm that takes new concepts, found the order to {order.value} in {store}; take it back with "
+                f"`omnifarm farm drain --resume --store {store}`, then run the same again"
+            )
 
     def present(self, *, cell: str | None = None) -> Order:
         """Return the order that stands for a cell's workers; one request."""

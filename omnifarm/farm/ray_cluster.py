@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.errors import ConfigError, FarmError
+from omnifarm.farm.cells import worker_name
 from omnifarm.farm.cluster_access import require_token
 from omnifarm.farm.metrics import COUNTERS, GAUGES, HISTOGRAMS
 from omnifarm.farm.planner import NodeSize
@@ -225,7 +226,7 @@ def _work(values: Mapping[str, Any]) -> None:
     torch.set_num_threads(int(values["cpus_per_worker"]))
     context = ray.train.get_context()
     run_worker(
-        f"{values['name']}-{context.get_world_rank()}",
+        worker_name(values["name"], context.get_world_rank()),
         store_url=values["store"],
         backbone=values["backbone"],
         cell=values["name"],

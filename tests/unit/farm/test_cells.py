@@ -1,4 +1,5 @@
 import threading
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -6,7 +7,7 @@ import pytest
 
 from omnifarm.clock import Clock, ManualClock, SystemClock
 from omnifarm.errors import FarmError
-from omnifarm.farm.cells import CellFleet, Decision, FleetPlan, decide
+from omnifarm.farm.cells import CellFleet, Decision, FleetPlan, decide, worker_name
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobIdentity, JobState, pool_of
 from omnifarm.farm.metrics import NoMetrics
@@ -73,6 +74,7 @@ class Farm:
         self.registry = DriverRegistry(self.store, clock=self.clock)
         self.capacity = 8
         self.may_work = threading.Event()
+        self.may_end = defaultdict[str, threading.Event](threading.Event)
         self.asked: list[int] = []
         self.cells: list[tuple[str, int]] = []
         for number in range(num_jobs):
@@ -85,6 +87,10 @@ class Farm:
             if self.may_work.wait(0.005):
                 for record in self.queue.lease_next(name, pool=POOL, ttl_s=60):
                     self.queue.complete(record, artifact="a")
+
+    def never_end(self, name: str, size: int) -> None:
+        self.cells.append((name, size))
+        assert self.may_end[name].wait(60)
 
     def fleet(
         self,
@@ -155,29 +161,33 @@ def test_cells_come_and_go_with_nodes_and_other_drivers() -> None:
     assert farm.queue.is_drained(POOL)
 
 
-def test_a_cell_that_ends_while_the_farm_drains_is_not_replaced() -> None:
+def test_a_driver_of_a_draining_farm_waits_for_what_its_cells_hold_and_starts_nothing() -> None:
     farm = Farm(num_jobs=16)
-    may_end = {"d-0": threading.Event(), "d-1": threading.Event()}
-
-    def finish_what_is_held(name: str, size: int) -> None:
-        farm.cells.append((name, size))
-        if name in may_end:
-            assert may_end[name].wait(60)
-
-    fleet = farm.fleet(finish_what_is_held)
+    fleet = farm.fleet(farm.never_end)
     fleet._adjust()
-    first, second = (cell.thread for cell in fleet._cells)
+    (ours,) = farm.queue.lease_next(worker_name("d-1", 3), pool=POOL, ttl_s=600)
+    farm.queue.lease_next(worker_name("other-0", 0), pool=POOL, ttl_s=600)
     farm.control.order(Order.DRAIN)
-    may_end["d-0"].set()
-    first.join(timeout=60)
+    farm.may_end["d-0"].set()
     for _ in range(3):
         assert not fleet._is_done(lambda: False)
         fleet._adjust()
-    may_end["d-1"].set()
-    second.join(timeout=60)
+    farm.queue.complete(ours, artifact="a")
     assert fleet._is_done(lambda: False)
+    farm.may_end["d-1"].set()
     assert farm.cells == [("d-0", 4), ("d-1", 4)]
     assert not farm.queue.is_drained(POOL)
+
+
+def test_a_driver_of_a_draining_farm_does_not_wait_for_a_cell_that_was_never_placed() -> None:
+    farm = Farm(num_jobs=1)
+    fleet = farm.fleet(farm.never_end)
+    fleet._adjust()
+    assert not fleet._is_done(lambda: False)
+    farm.control.order(Order.DRAIN)
+    assert fleet._is_done(lambda: False)
+    assert [cell.thread.is_alive() for cell in fleet._cells] == [True]
+    farm.may_end["d-0"].set()
 
 
 def test_a_driver_asks_for_what_all_could_use_beyond_the_cluster_and_takes_it_back() -> None:
