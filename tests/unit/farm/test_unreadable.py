@@ -1,5 +1,6 @@
 """One record that cannot be read, damaged or of another release, beside two good ones."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -11,10 +12,11 @@ from omnifarm.cli import farm as farm_command
 from omnifarm.clock import ManualClock
 from omnifarm.errors import FarmError
 from omnifarm.farm.erasure import erase_concept
+from omnifarm.farm.garbage import collect_garbage
 from omnifarm.farm.job import JobIdentity, JobRecord, JobState, pool_of
 from omnifarm.farm.overview import QueueSummary, glance
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.records import record_key
+from omnifarm.farm.records import checkpoint_key, record_key, submitted_key
 from omnifarm.store.memory import MemoryStore
 
 POOL = pool_of(recipe_digest="r", backbone_fingerprint="b")
@@ -71,6 +73,18 @@ def test_a_bad_record_stops_no_other_and_is_not_lost_in_silence(
     assert queue.records.unreadable.keys() == {bad}
     with pytest.raises(FarmError, match=r"expected|must lie"):
         queue.get(bad)
+
+
+def test_what_belongs_to_a_bad_record_is_no_garbage(
+    store: MemoryStore, queue: JobQueue, jobs: dict[str, JobRecord]
+) -> None:
+    bad = jobs["bad"].job_id
+    for key in (checkpoint_key(bad), submitted_key(bad)):
+        store.put(key, b"of a job that another release goes on with")
+    spoil(store, bad, of_another_schema)
+    with contextlib.suppress(FarmError):  # it may refuse, but not erase
+        collect_garbage(store, queue=queue, dry_run=False)
+    assert store.get(checkpoint_key(bad)).data == store.get(submitted_key(bad)).data
 
 
 def test_status_counts_bad_records_and_says_why(
