@@ -257,6 +257,7 @@ def delete(
     The photographs stay where their owner keeps them. On a versioned bucket older versions go, too.
     """
     from omnifarm.clock import SystemClock
+    from omnifarm.errors import FarmError
     from omnifarm.farm.erasure import erase_concept
     from omnifarm.farm.queue import JobQueue
     from omnifarm.store.open import open_store
@@ -264,8 +265,15 @@ def delete(
     if not yes:
         typer.confirm(f"Delete everything of <{name}> from {store}?", abort=True)
     opened = open_store(store)
-    report = erase_concept(name, store=opened, queue=JobQueue(opened, clock=SystemClock()))
+    queue = JobQueue(opened, clock=SystemClock())
+    report = erase_concept(name, store=opened, queue=queue)
     if json:
         print_json(report.to_json())
+    if unreadable := queue.records.unreadable:
+        raise FarmError(
+            f"deleted what is known to be of <{name}>, but found {len(unreadable)} job records that cannot be read, such as "
+            f"{min(unreadable)}: they may be of this concept, too; look at them or delete them, then repeat this"
+        )
+    if json:
         return
     people.print(f"deleted {report.versions} versions of <{escape(name)}>, {report.objects} objects in all")

@@ -14,7 +14,7 @@ from omnifarm.concept.prepared import prepared_folder
 from omnifarm.concept.recipe import Precision
 from omnifarm.concept.repository import MANIFEST_FILE, TENSORS_FILE, tensors_file
 from omnifarm.concept.repository import PREFIX as ARTIFACTS
-from omnifarm.errors import ArtifactError, NotFoundError
+from omnifarm.errors import ArtifactError, FarmError, NotFoundError
 from omnifarm.farm.index import KINDS, entry_of
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
@@ -53,6 +53,9 @@ def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageR
         store: The farm's store.
         queue: Its queue.
         dry_run: Only say what would be done.
+
+    Raises:
+        FarmError: A record cannot be read, so nobody knows what belongs to its job; nothing was erased.
     """
     # Listed before the records are read: what a worker writes meanwhile is not touched.
     entries = [entry for kind in KINDS for entry in queue.index.entries(kind)]
@@ -61,6 +64,11 @@ def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageR
     submitted = list(store.list(SUBMITTED))
     prepared = list(store.list(PREPARED))
     records = {record.job_id: record for record in queue.list()}
+    if unreadable := queue.records.unreadable:
+        raise FarmError(
+            f"expected job records that can be read, found {len(unreadable)} that cannot, such as {min(unreadable)}; nothing was "
+            "erased, because something may belong to them: use the release that wrote them, or delete these records"
+        )
     wrong = [entry for entry in entries if _entry(records.get(entry.job_id)) != entry.key]
     filed = {entry.key for entry in entries}
     unfiled = [job_id for job_id, record in records.items() if (_entry(record) or "") not in filed | {""}]

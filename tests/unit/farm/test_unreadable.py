@@ -1,6 +1,5 @@
 """One record that cannot be read, damaged or of another release, beside two good ones."""
 
-import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner
 
+from omnifarm.cli import concept as concept_command
 from omnifarm.cli import farm as farm_command
 from omnifarm.clock import ManualClock
 from omnifarm.errors import FarmError
@@ -82,8 +82,9 @@ def test_what_belongs_to_a_bad_record_is_no_garbage(
     for key in (checkpoint_key(bad), submitted_key(bad)):
         store.put(key, b"of a job that another release goes on with")
     spoil(store, bad, of_another_schema)
-    with contextlib.suppress(FarmError):  # it may refuse, but not erase
-        collect_garbage(store, queue=queue, dry_run=False)
+    for dry_run in (True, False):
+        with pytest.raises(FarmError, match="nothing was erased"):
+            collect_garbage(store, queue=queue, dry_run=dry_run)
     assert store.get(checkpoint_key(bad)).data == store.get(submitted_key(bad)).data
 
 
@@ -107,3 +108,17 @@ def test_a_record_that_can_be_read_again_is_like_any_other(
     spoil(store, jobs["bad"].job_id, lambda _: sound)
     assert len(queue.list()) == 3
     assert queue.records.unreadable == {}
+
+
+def test_deleting_a_concept_says_that_bad_records_may_be_of_it(
+    store: MemoryStore, queue: JobQueue, jobs: dict[str, JobRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = jobs["bad"].job_id
+    spoil(store, bad, of_another_schema)
+    monkeypatch.setattr("omnifarm.store.open.open_store", lambda url: store)
+    monkeypatch.setattr("omnifarm.farm.queue.JobQueue", lambda store, clock: queue)
+    done = CliRunner().invoke(concept_command.app, ["delete", "ada", "--yes", "--store", "memory"])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, FarmError)
+    assert bad in done.exception.message
+    assert [record.name for record in queue.list()] == ["eve"]
