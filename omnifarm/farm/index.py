@@ -82,15 +82,28 @@ class JobIndex:
     def urgent_submissions(self, pool: str) -> list[str]:
         """Return the folders of submissions with ready jobs of the highest priority there is, at most 16 of them.
 
-        One request per submission and one more: each listing asks for one key behind the last submission found.
+        One request per submission and one more; of more than sixteen, those behind a random point, for twice as many.
         """
-        folder, after, found = f"{READY}{pool}/", "", list[str]()
+        folder = f"{READY}{pool}/"
+        found = self._submissions(folder, after="")
+        if len(found) < _MAX_SUBMISSIONS:
+            return found
+        # Always the first sixteen would be served before any other.
+        point = f"{self._chance.getrandbits(4 * _JOB_ID_DIGITS):0{_JOB_ID_DIGITS}x}"
+        behind = self._submissions(folder, after=found[0].removesuffix("/").rpartition("/")[0] + "/" + point)
+        return [*behind, *(one for one in found if one not in behind)][:_MAX_SUBMISSIONS]
+
+    def _submissions(self, folder: str, *, after: str) -> list[str]:
+        """Return up to 16 folders of submissions of one priority: each listing asks for one key behind the last found."""
+        found = list[str]()
+        priority = after.split("/")[2] if after else ""
         while len(found) < _MAX_SUBMISSIONS:
             key = next(iter(self._list(folder, after=after, limit=1)), None)
             if key is None:
                 break
             submission = key.rpartition("/")[0] + "/"
-            if found and submission.split("/")[2] != found[0].split("/")[2]:
+            priority = priority or submission.split("/")[2]
+            if submission.split("/")[2] != priority:
                 break
             found.append(submission)
             # "0" is the character behind "/": everything of this submission is passed over.

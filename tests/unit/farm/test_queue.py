@@ -1,4 +1,5 @@
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -252,6 +253,21 @@ def test_a_higher_priority_comes_first_also_when_it_is_raised_later(queue: JobQu
     submit(queue, "low7", priority=9, submission="hurry")
     clock.advance_s(5)
     assert lease(queue, "w2").name == "low7"
+
+
+def test_more_submissions_than_are_looked_at_once_are_all_served(queue: JobQueue, clock: ManualClock) -> None:
+    for number in range(24):
+        for job in range(6):
+            submit(queue, f"a{number}-{job}", priority=7, submission=f"s{number}")
+    submit(queue, "low", submission="later")
+    served = Counter[str]()
+    for _ in range(72):
+        record = lease(queue)
+        served[record.submission] += 1
+        queue.complete(record, artifact="x")
+        clock.advance_s(10)  # long enough for another look
+    assert "later" not in served
+    assert len(served) >= 22, "of 24, half of whose jobs are done"
 
 
 def test_submissions_of_one_priority_take_even_turns_however_long_they_are(queue: JobQueue) -> None:
