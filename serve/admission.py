@@ -3,8 +3,9 @@
 One replica counts for itself; behind N replicas a tenant may reach N times its rate.
 """
 
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from omnifarm.clock import Clock
@@ -43,9 +44,7 @@ class TokenBucket:
 @dataclass(kw_only=True, slots=True)
 class _Seen:
     bucket: TokenBucket
-    concurrent: int = 0
-    arriving: int = 0
-    watching: int = 0
+    held: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -86,66 +85,47 @@ class Admission:
             RateLimitError: The tenant holds as many as it may.
             OverloadedError: All places are taken.
         """
-        seen = self._seen(caller)
-        if seen.concurrent >= caller.limits.max_concurrent:
-            raise RateLimitError(
-                f"expected at most {caller.limits.max_concurrent} requests at the same time, found more; try again "
-                "when one is done",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        if self.working >= self.max_waiting:
-            raise OverloadedError(
-                f"expected fewer than {self.max_waiting} requests under way, found {self.working}; try again in "
-                f"{RETRY_AFTER_S:g} s",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        seen.concurrent += 1
-        self.working += 1
-        try:
-            yield
-        finally:
-            seen.concurrent -= 1
-            self.working -= 1
+        with self._held(caller, "requests", fix="try again when one is done"):
+            if self.working >= self.max_waiting:
+                raise OverloadedError(
+                    f"expected fewer than {self.max_waiting} requests under way, found {self.working}; try again in "
+                    f"{RETRY_AFTER_S:g} s",
+                    retry_after_s=RETRY_AFTER_S,
+                )
+            self.working += 1
+            try:
+                yield
+            finally:
+                self.working -= 1
 
-    @contextmanager
-    def arrival(self, caller: Caller) -> Iterator[None]:
+    def arrival(self, caller: Caller) -> AbstractContextManager[None]:
         """Hold a body that is being read: whoever sends slowly fills its own share of memory and connections, no more.
 
         Raises:
-            RateLimitError: The tenant sends as many as it may.
+            RateLimitError: On entering, the tenant sends as many as it may.
         """
-        seen = self._seen(caller)
-        if seen.arriving >= caller.limits.max_concurrent:
-            raise RateLimitError(
-                f"expected at most {caller.limits.max_concurrent} bodies on their way at the same time, found more; try "
-                "again when one has arrived",
-                retry_after_s=RETRY_AFTER_S,
-            )
-        seen.arriving += 1
-        try:
-            yield
-        finally:
-            seen.arriving -= 1
+        return self._held(caller, "bodies on their way", fix="try again when one has arrived")
 
-    @contextmanager
-    def watch(self, caller: Caller) -> Iterator[None]:
+    def watch(self, caller: Caller) -> AbstractContextManager[None]:
         """Hold a stream that tells how a job goes; it needs no place of the replica, but looks at the store.
 
         Raises:
-            RateLimitError: The tenant holds as many as it may.
+            RateLimitError: On entering, the tenant holds as many as it may.
         """
-        seen = self._seen(caller)
-        if seen.watching >= caller.limits.max_concurrent:
+        return self._held(caller, "streams of jobs", fix="close one first")
+
+    @contextmanager
+    def _held(self, caller: Caller, what: str, *, fix: str) -> Iterator[None]:
+        seen, most = self._seen(caller), caller.limits.max_concurrent
+        if seen.held[what] >= most:
             raise RateLimitError(
-                f"expected at most {caller.limits.max_concurrent} streams of jobs at the same time, found more; close "
-                "one first",
-                retry_after_s=RETRY_AFTER_S,
+                f"expected at most {most} {what} at the same time, found more; {fix}", retry_after_s=RETRY_AFTER_S
             )
-        seen.watching += 1
+        seen.held[what] += 1
         try:
             yield
         finally:
-            seen.watching -= 1
+            seen.held[what] -= 1
 
     def _seen(self, caller: Caller) -> _Seen:
         limits = caller.limits

@@ -196,7 +196,7 @@ def test_a_tenant_watches_so_many_jobs_and_no_more(serve_with: Callable[..., Ser
                     assert error_of(refused, 429)["code"] == "rate_limit_exceeded"
                     assert int(refused.headers["Retry-After"]) >= 1
             # Whoever leaves gives the place back, as soon as the server has noticed.
-            while server.services.admission._tenants["curious"].watching:
+            while server.services.admission._tenants["curious"].held["streams of jobs"]:
                 time.sleep(0.01)
 
 
