@@ -1,33 +1,13 @@
 """The GPU script's own smoke mode: every batch is drawn, and its numbers hang together."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[3]
-
-BLOCKED = """
-import sys
-for name in ("ray", "deepspeed", "diffusers", "boto3", "typer", "pyarrow", "fastapi", "rich"):
-    sys.modules[name] = None
-sys.argv = ["measure", "--smoke", "--batches", "1", "3", "--steps", "4"]
-import runpy
-runpy.run_path("jobs/measure_gpu_serving.py", run_name="__main__")
-"""
+from tests.unit.jobs.smoke import smoke_report
 
 
 @pytest.mark.slow
 def test_the_smoke_mode_draws_every_batch_with_torch_transformers_and_safetensors_alone() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = smoke_report("measure_gpu_serving.py", "--batches", "1", "3", "--steps", "4")
     assert [row["batch"] for row in report["rows"]] == [1, 3]
     for row in report["rows"]:
         # Three evaluations of four 16-pixel tokens, most of them guided; frame tokens count as well.

@@ -1,33 +1,13 @@
 """The GPU script's own smoke mode: every combination runs, and its numbers hang together."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[3]
-
-BLOCKED = """
-import sys
-for name in ("ray", "deepspeed", "diffusers", "boto3", "typer", "pyarrow", "fastapi", "rich"):
-    sys.modules[name] = None
-sys.argv = ["measure", "--smoke", "--repeats", "1", "--lanes", "1", "2"]
-import runpy
-runpy.run_path("jobs/measure_gpu_training.py", run_name="__main__")
-"""
+from tests.unit.jobs.smoke import smoke_report
 
 
 @pytest.mark.slow
 def test_the_smoke_mode_measures_every_combination_with_torch_transformers_and_safetensors_alone() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCKED], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    report = smoke_report("measure_gpu_training.py", "--repeats", "1", "--lanes", "1", "2")
     rows = {(row["precision"], row["lanes"], row["shared"]): row for row in report["rows"]}
     assert set(rows) == {(p, n, s) for p in ("bf16", "fp8") for n in (1, 2) for s in (True, False)}
     for row in rows.values():
