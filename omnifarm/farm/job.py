@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import lru_cache
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin
 
 from omnifarm.errors import FarmError
 
@@ -31,6 +32,10 @@ _SUBMISSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 class LeaseLostError(FarmError):
     """The job belongs to somebody else by now: let its lane go, commit nothing."""
+
+
+class UnreadableRecordError(FarmError):
+    """A job's record is damaged or of another release: the job is left alone, and stops no other."""
 
 
 class JobState(Enum):
@@ -211,13 +216,13 @@ class JobRecord:
         """Return the record in `data`.
 
         Raises:
-            FarmError: The bytes are no record of this version, or were written for another id.
+            UnreadableRecordError: The bytes are no record of this version, or were written for another id.
         """
         try:
             values = json.loads(data)
             version = values.pop("schema_version")
             if version != SCHEMA_VERSION:
-                raise FarmError(
+                raise UnreadableRecordError(
                     f"a job record of schema {SCHEMA_VERSION} was expected, found {version!r}: "
                     "use the release of OmniFarm that wrote it"
                 )
@@ -227,16 +232,43 @@ class JobRecord:
             values["pictures"] = tuple(values.get("pictures", ()))
             values["lease"] = None if values["lease"] is None else Lease(**values["lease"])
             record = cls(**values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FarmError(f"a job record was expected, found something else ({error}): delete the object") from error
+            for part in (record, record.identity, record.lease):
+                _require_types(part)
+            if not all(isinstance(digest, str) for digest in record.pictures):
+                raise TypeError("pictures holds something else than texts")
+        except UnreadableRecordError:
+            raise
+        except (FarmError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise UnreadableRecordError(
+                f"a job record was expected, found something else ({error}): delete the object"
+            ) from error
         if record.job_id != job_id:
-            raise FarmError(
+            raise UnreadableRecordError(
                 f"job record {job_id!r} holds the identity of {record.job_id!r}: it was edited by hand: delete the object"
             )
         return record
 
 
 _FIELDS = tuple(field.name for field in fields(JobRecord))
+
+
+def _accepted(annotation: Any) -> tuple[type, ...]:
+    """Return the types of the values that a field may hold; a whole number is a float, too, as in JSON."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    return (*(get_origin(kind) or kind for kind in kinds), *((int,) if float in kinds else ()))
+
+
+_TYPES = {
+    kind: {field.name: _accepted(field.type) for field in fields(kind)} for kind in (JobRecord, JobIdentity, Lease)
+}
+
+
+def _require_types(part: JobRecord | JobIdentity | Lease | None) -> None:
+    """Raise TypeError for a value of the wrong type: it would end whoever compares or counts with it later."""
+    for name, accepted in _TYPES[type(part)].items() if part is not None else ():
+        found = getattr(part, name)
+        if not isinstance(found, accepted):
+            raise TypeError(f"{name} is of type {type(found).__name__}")
 
 
 def check_move(record: JobRecord, *, to: JobState) -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from omnifarm.errors import FarmError
-from omnifarm.farm.job import ALLOWED_MOVES, JobIdentity, JobRecord, JobState, Lease, check_move
+from omnifarm.farm.job import ALLOWED_MOVES, JobIdentity, JobRecord, JobState, Lease, UnreadableRecordError, check_move
 
 IDENTITY = JobIdentity(spec_digest="s", recipe_digest="r", backbone_fingerprint="b")
 QUEUED = JobRecord(
@@ -47,7 +47,9 @@ def test_the_json_form_names_version_id_and_state() -> None:
     assert (values["schema_version"], values["job_id"], values["state"]) == (2, QUEUED.job_id, "queued")
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b'{"schema_version": 2}', b"null"])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"{}", b"\xff", b'{"schema_version": 2}', b"null", pytest.param(b"[" * 100_000, id="deep")]
+)
 def test_other_bytes_are_no_record(data: bytes) -> None:
     with pytest.raises(FarmError, match="job record was expected"):
         JobRecord.decode(data)
@@ -62,6 +64,16 @@ def test_a_record_of_a_later_release_is_refused() -> None:
 def test_an_unknown_field_is_refused() -> None:
     with pytest.raises(FarmError, match="surprise"):
         JobRecord.decode(json.dumps({**QUEUED.to_json(), "surprise": 1}).encode())
+
+
+@pytest.mark.parametrize("part", [None, "identity", "lease"])
+def test_a_value_of_the_wrong_type_is_refused_wherever_it_stands(part: str | None) -> None:
+    whole = RECORDS[1].to_json()
+    values = whole if part is None else whole[part]
+    for name in values.keys() - {"schema_version", "job_id"}:
+        wrong = {**values, name: [[1]]}
+        with pytest.raises(UnreadableRecordError, match="job record was expected"):
+            JobRecord.decode(json.dumps(wrong if part is None else {**whole, part: wrong}).encode())
 
 
 def test_a_record_under_a_foreign_identity_is_refused() -> None:

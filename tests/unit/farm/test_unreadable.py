@@ -34,6 +34,17 @@ def with_an_impossible_step(data: bytes) -> bytes:
     return json.dumps({**json.loads(data), "step": -1}).encode()
 
 
+def with_a_word_for_a_number(data: bytes) -> bytes:
+    return json.dumps({**json.loads(data), "strikes": "none"}).encode()
+
+
+def nested_without_end(data: bytes) -> bytes:
+    return b"[" * 100_000
+
+
+BAD = [of_another_schema, cut_short, with_an_impossible_step, with_a_word_for_a_number, nested_without_end]
+
+
 def spoil(store: MemoryStore, job_id: str, how: Callable[[bytes], bytes]) -> None:
     store.put(record_key(job_id), how(store.get(record_key(job_id)).data))
 
@@ -52,7 +63,7 @@ def jobs(queue: JobQueue) -> dict[str, JobRecord]:
     return found
 
 
-@pytest.mark.parametrize("how", [of_another_schema, cut_short, with_an_impossible_step])
+@pytest.mark.parametrize("how", BAD)
 def test_a_bad_record_stops_no_other_and_is_not_lost_in_silence(
     how: Callable[[bytes], bytes],
     store: MemoryStore,
