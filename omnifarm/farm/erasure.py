@@ -19,7 +19,7 @@ from omnifarm.concept.repository import PREFIX as ARTIFACTS
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import NotFoundError
 from omnifarm.farm.index import entry_of
-from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.job import JobRecord, JobState, UnreadableRecordError
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, INDEX, record_key, submitted_key
 from omnifarm.store.base import Store
@@ -103,6 +103,8 @@ def erase_if_called_off(record: JobRecord, *, store: Store, queue: JobQueue, is_
     try:
         if queue.get(record.job_id).state is not JobState.CANCELLED:
             return
+    except UnreadableRecordError:
+        return  # it may have been called off or not; what was kept of it is found when a person has mended the record
     except NotFoundError:
         is_written = True
     if is_written:

@@ -13,7 +13,7 @@ record has left behind finishes that move (`JobRecords.mend`).
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from omnifarm.farm.job import JobRecord, JobState
@@ -131,9 +131,11 @@ class JobIndex:
         """Return how many entries of a kind a pool has, or `most` if there are more."""
         return sum(1 for _ in self._list(f"{kind}{pool}/", limit=most))
 
-    def is_empty(self, pool: str) -> bool:
-        """Whether no job of a pool is ready, held or resting; two small requests."""
-        return all(not list(self._list(f"{kind}{pool}/", limit=1)) for kind in (READY, LATER))
+    def is_empty(self, pool: str, *, but: Collection[str] = ()) -> bool:
+        """Whether no job of a pool, but those of these ids, is ready, held or resting; two requests, small without any."""
+        limit = None if but else 1
+        keys = (key for kind in (READY, LATER) for key in self._list(f"{kind}{pool}/", limit=limit))
+        return all(Entry(key).job_id in but for key in keys)
 
     def _list(self, folder: str, *, after: str = "", limit: int | None = None) -> Iterator[str]:
         start = self._prefix + after if after else ""

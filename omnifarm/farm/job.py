@@ -198,6 +198,23 @@ class JobRecord:
         """Whether it may be what ends its workers: one bad end is anybody's misfortune, two in a row are a sign."""
         return self.strikes >= 2
 
+    def require_lease(self, held: "JobRecord") -> Lease:
+        """Return the lease if it is still the one that `held`, a worker's copy, was leased with.
+
+        Raises:
+            LeaseLostError: Somebody else took the job over, or it was ended.
+        """
+        assert held.lease is not None
+        if self.lease is None or self.lease.token != held.lease.token:
+            owner = self.lease.worker if self.lease is not None else "nobody"
+            raise LeaseLostError(
+                f"job {held.name!r} was leased to {held.lease.worker}; it is now {self.state.value}, held by {owner}: "
+                "let it go",
+                job_id=held.job_id,
+                worker=held.lease.worker,
+            )
+        return self.lease
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON values, with `schema_version` and `job_id`."""
         # Not `asdict`: it copies deeply, and a queue of a million jobs writes many millions of records.

@@ -3,8 +3,8 @@
 Any number of processes may open a queue on the same store. Each operation decides by a record alone and writes it back
 only if nobody wrote in between; otherwise it reads again and decides anew. A worker's right to a job is the random
 token of its lease: while the record carries the token the worker may renew, give back, complete or fail, even late;
-once somebody took the job over, each of these raises LeaseLostError and changes nothing. All operations are safe to
-repeat after an error, also when it is unknown whether the first try was written. What a person ordered (submit, retry, cancel) is in force once the call returned; a call that raised is to be repeated.
+once somebody took the job over, or its record cannot be read any more, each of these raises LeaseLostError and changes
+nothing. All operations are safe to repeat after an error, also when it is unknown whether the first try was written. What a person ordered (submit, retry, cancel) is in force once the call returned; a call that raised is to be repeated.
 
 Work is found through the index (`farm/index.py`): leasing a job costs the same at a thousand jobs and at a million.
 """
@@ -18,7 +18,7 @@ from omnifarm.clock import Clock
 from omnifarm.errors import FarmError, NotFoundError, StoreError
 from omnifarm.farm.events import EventSink, LogEvents
 from omnifarm.farm.index import LATER, Entry, entry_of
-from omnifarm.farm.job import JobIdentity, JobRecord, JobState, Lease, LeaseLostError
+from omnifarm.farm.job import JobIdentity, JobRecord, JobState, Lease, LeaseLostError, UnreadableRecordError
 from omnifarm.farm.policy import RetryPolicy
 from omnifarm.farm.records import JobRecords
 from omnifarm.store.base import Store
@@ -121,8 +121,8 @@ class JobQueue:
         return self.records.list(job_ids)
 
     def is_drained(self, pool: str) -> bool:
-        """Whether a pool has nothing left to do: no job is ready, held or resting. Two small requests."""
-        return self.index.is_empty(pool)
+        """Whether a pool has nothing left to do: no job whose record can be read is ready, held or resting. Two requests."""
+        return self.index.is_empty(pool, but=self.records.unreadable)
 
     def lease_next(self, worker: str, *, pool: str, ttl_s: float, max: int = 1) -> _Records:
         """Lease up to `max` jobs: queued ones whose rest is over, and those whose lease has expired.
@@ -222,10 +222,10 @@ class JobQueue:
         try:
             return self._change_held(held, commit, event_name="job_committed")
         except LeaseLostError:
-            record = self.get(held.job_id)
-            if record.artifact != artifact:
+            found = self.records.read_one_of_many(held.job_id)
+            if found is None or found[0].artifact != artifact:
                 raise
-            return record
+            return found[0]
 
     def fail(self, held: JobRecord, *, reason: str, retryable: bool, traceback: str | None = None) -> JobRecord:
         """End an attempt: the job is queued again after a rest, or failed for good.
@@ -363,20 +363,20 @@ class JobQueue:
     def _change_held(self, held: JobRecord, change: _HeldChange, *, event_name: str | None) -> JobRecord:
         if held.lease is None:
             raise FarmError(f"job {held.name!r} is {held.state.value}: only a leased record can be worked on")
-        token, worker = held.lease.token, held.lease.worker
+        worker = held.lease.worker
 
         def change_ours(record: JobRecord) -> JobRecord:
-            if record.lease is None or record.lease.token != token:
-                owner = record.lease.worker if record.lease is not None else "nobody"
-                raise LeaseLostError(
-                    f"job {held.name!r} was leased to {worker}; it is now {record.state.value}, held by {owner}: "
-                    "let it go",
-                    job_id=held.job_id,
-                    worker=worker,
-                )
-            return change(record, record.lease, self._clock.now_s())
+            return change(record, record.require_lease(held), self._clock.now_s())
 
-        after = self.records.change(held.job_id, change_ours, known=held)
+        try:
+            after = self.records.change(held.job_id, change_ours, known=held)
+        except UnreadableRecordError as error:
+            # Were this more than a lost lease, the worker would end, and what else it holds would wait for others.
+            raise LeaseLostError(
+                f"job {held.name!r} was leased to {worker}; its record cannot be read any more ({error}): let it go",
+                job_id=held.job_id,
+                worker=worker,
+            ) from error
         if event_name is not None:
             self._report(after, event_name, by=worker)
         return after

@@ -13,7 +13,7 @@ from dataclasses import replace
 from omnifarm.clock import Clock
 from omnifarm.errors import FarmError, NotFoundError, PreconditionError
 from omnifarm.farm.index import Entry, JobIndex, entry_of, folder_of
-from omnifarm.farm.job import SCHEMA_VERSION, JobRecord, check_move
+from omnifarm.farm.job import SCHEMA_VERSION, JobRecord, UnreadableRecordError, check_move
 from omnifarm.logs import event
 from omnifarm.store.base import Store
 
@@ -54,42 +54,36 @@ class JobRecords:
         self.index = JobIndex(store, prefix=INDEX, chance=chance)
         self._versions: dict[str, tuple[int, str]] = {}
         self.unreadable: dict[str, str] = {}
-        """Why records could not be read when many were, by job id."""
+        """Why records could not be read, by job id."""
 
     def read(self, job_id: str) -> tuple[JobRecord, str]:
         """Return a record and its etag.
 
+        One that is damaged or of another release is logged once and noted in `unreadable`.
+
         Raises:
             NotFoundError: There is no such job.
+            UnreadableRecordError: Its record cannot be read.
         """
         found = self.store.get(record_key(job_id))
-        return JobRecord.decode(found.data), found.etag
+        try:
+            record = JobRecord.decode(found.data)
+        except UnreadableRecordError as error:
+            self._note_unreadable(job_id, str(error))
+            raise
+        self.unreadable.pop(job_id, None)
+        return record, found.etag
 
     def read_one_of_many(self, job_id: str) -> tuple[JobRecord, str] | None:
-        """Return what `read` does, or None for a record that is damaged or of another release: it must stop no others.
-
-        It is logged once and noted in `unreadable`.
+        """Return what `read` does, or None for a record that cannot be read: it must stop no others.
 
         Raises:
             NotFoundError: There is no such job.
         """
         try:
-            found = self.read(job_id)
-        except FarmError as error:
-            if job_id not in self.unreadable:
-                event(
-                    _logger,
-                    "job_record_unreadable",
-                    level=logging.ERROR,
-                    key=record_key(job_id),
-                    expected=f"a job record of schema {SCHEMA_VERSION}",
-                    found=str(error),
-                    todo="use the release that wrote it, or delete the object and submit its concept again",
-                )
-            self.unreadable[job_id] = str(error)
+            return self.read(job_id)
+        except UnreadableRecordError:
             return None
-        self.unreadable.pop(job_id, None)
-        return found
 
     def list(self, job_ids: Iterable[str] | None = None) -> _Records:
         """Return the records of `job_ids` (default: all) that exist and can be read, by name, then id.
@@ -201,11 +195,14 @@ class JobRecords:
         """Finish a move that was broken off: file the entry's job where it belongs, delete an entry that is elsewhere.
 
         Returns:
-            Whether the entry was in the wrong place.
+            Whether the entry was in the wrong place; of a record that cannot be read nobody knows, and it stays.
         """
         right: Entry | None = None
         with contextlib.suppress(NotFoundError):
-            right = entry_of(self.read(entry.job_id)[0])
+            found = self.read_one_of_many(entry.job_id)
+            if found is None:
+                return False
+            right = entry_of(found[0])
         if right == entry:
             return False
         if right is not None:
@@ -221,6 +218,19 @@ class JobRecords:
         old = None if before is None else entry_of(before)
         if old is not None:
             self.index.delete(old)
+
+    def _note_unreadable(self, job_id: str, reason: str) -> None:
+        if job_id not in self.unreadable:
+            event(
+                _logger,
+                "job_record_unreadable",
+                level=logging.ERROR,
+                key=record_key(job_id),
+                expected=f"a job record of schema {SCHEMA_VERSION}",
+                found=reason,
+                todo="use the release that wrote it, or delete the object and submit its concept again",
+            )
+        self.unreadable[job_id] = reason
 
     def _new_placement(self) -> str:
         return f"{self._chance.getrandbits(32):08x}"

@@ -13,7 +13,7 @@ from omnifarm.clock import ManualClock
 from omnifarm.errors import FarmError
 from omnifarm.farm.erasure import erase_concept
 from omnifarm.farm.garbage import collect_garbage
-from omnifarm.farm.job import JobIdentity, JobRecord, JobState, pool_of
+from omnifarm.farm.job import JobIdentity, JobRecord, JobState, LeaseLostError, pool_of
 from omnifarm.farm.overview import QueueSummary, glance
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import checkpoint_key, record_key, submitted_key
@@ -84,6 +84,27 @@ def test_a_bad_record_stops_no_other_and_is_not_lost_in_silence(
     assert queue.records.unreadable.keys() == {bad}
     with pytest.raises(FarmError, match=r"expected|must lie"):
         queue.get(bad)
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_lease_is_lost_with_its_record_and_the_pool_is_drained_without_it(
+    how: Callable[[bytes], bytes], store: MemoryStore, queue: JobQueue, jobs: dict[str, JobRecord]
+) -> None:
+    held = {record.name: record for record in queue.lease_next("w", pool=POOL, ttl_s=40, max=3)}
+    spoil(store, jobs["bad"].job_id, how)
+    for order in (
+        lambda record: queue.heartbeat(record, step=1, ttl_s=40),
+        lambda record: queue.fail(record, reason="bad data", retryable=False),
+        lambda record: queue.complete(record, artifact="a"),
+        queue.release,
+    ):
+        with pytest.raises(LeaseLostError, match="cannot be read any more"):
+            order(held["bad"])
+    assert not queue.is_drained(POOL)
+    for name in ("ada", "eve"):
+        queue.complete(held[name], artifact="a")
+    assert queue.is_drained(POOL)
+    assert not JobQueue(store, clock=ManualClock()).is_drained(POOL), "nobody has looked at it there"
 
 
 def test_what_belongs_to_a_bad_record_is_no_garbage(

@@ -15,7 +15,7 @@ from omnifarm.errors import ConfigError, StoreError
 from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
-from omnifarm.farm.records import CHECKPOINTS
+from omnifarm.farm.records import CHECKPOINTS, record_key
 from omnifarm.farm.submission import Backbone, inspect_backbone, submit_concepts
 from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
@@ -191,6 +191,26 @@ def test_a_worker_that_lost_its_leases_commits_nothing(
     assert slow._held == {}
     assert list(store.list("artifacts/")) == []
     assert {record.lease.worker for record in taken if record.lease} == {"other"}
+
+
+@pytest.mark.parametrize("when", ["waiting", "training", "over"])
+def test_a_record_that_is_spoiled_ends_neither_its_worker_nor_the_other_lane(
+    when: str, make_worker: MakeWorker, store: MemoryStore, queue: JobQueue, clock: ManualClock
+) -> None:
+    worker, ada = make_worker("w", heartbeat_s=0.001, checkpoint_s=0.001), by_name(queue)["ada"]
+    if when != "waiting":
+        worker._look()
+    for _ in range({"waiting": 0, "training": 2, "over": 6}[when]):
+        clock.advance_s(0.01)
+        worker.step()
+    store.put(record_key(ada.job_id), b"torn")
+    clock.advance_s(0.01)
+    worker.run()
+    assert by_name(queue)["bob"].state is JobState.COMMITTED
+    assert store.get(record_key(ada.job_id)).data == b"torn"
+    assert not list(store.list("artifacts/ada/"))
+    # What it had learned goes on from here once its record is mended.
+    assert len(list(store.list(CHECKPOINTS))) == (when != "waiting")
 
 
 def test_a_lane_that_diverges_fails_with_its_reason(
