@@ -25,7 +25,7 @@ from omnifarm.farm.cells import CellFleet, FleetPlan
 from omnifarm.farm.control import FarmControl
 from omnifarm.farm.growth import Device, await_places
 from omnifarm.farm.job import JobState
-from omnifarm.farm.overview import OwnJobs
+from omnifarm.farm.overview import OwnJobs, outcome
 from omnifarm.farm.planner import cpus_on_one_node, places_for, plan_cells
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.sharing import DriverRegistry
@@ -229,7 +229,7 @@ def main(
             with showing_progress(queue, job_ids, clock):
                 fleet.run(is_over=lambda: (over_s is not None and clock.now_s() >= over_s) or own.are_finished())
         # What was learned is what the store says, whatever the cell reported.
-        records = queue.list(job_ids)
+        records = outcome(records, queue=queue)
     except OmniFarmError as error:
         people.print(f"[red]error:[/] {escape(str(error))}")
         raise typer.Exit(2) from error

@@ -51,6 +51,7 @@ def local(
     from omnifarm.clock import SystemClock
     from omnifarm.farm.control import FarmControl
     from omnifarm.farm.job import JobState
+    from omnifarm.farm.overview import outcome
     from omnifarm.farm.queue import JobQueue
     from omnifarm.farm.submission import inspect_backbone, submit_concepts
     from omnifarm.farm.tracking import open_tracker
@@ -93,7 +94,7 @@ def local(
                 settings=WorkerSettings(lanes=lanes, lanes_per_pack=lanes_per_pack, track=track),
                 tracker=tracker,
             ).run()
-    records = queue.list(job_ids)
+    records = outcome(records, queue=queue)
     summarise(records, took_s=clock.monotonic_s() - began_s, as_json=json)
     if any(record.state is not JobState.COMMITTED for record in records):
         raise typer.Exit(1)

@@ -1,13 +1,14 @@
 """How a queue stands: exactly, from every record; or at a glance, from the index, however long the queue is."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from omnifarm.farm.index import CANCELLED, FAILED, LATER, READY
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import as_unreadable
 
 _READ_TOGETHER = 64
 
@@ -99,6 +100,17 @@ def glance(queue: JobQueue) -> QueueGlance:
         failed=sum(1 for _ in queue.index.entries(FAILED)),
         cancelled=sum(1 for _ in queue.index.entries(CANCELLED)),
     )
+
+
+def outcome(submitted: Sequence[JobRecord], *, queue: JobQueue) -> list[JobRecord]:
+    """Return submitted jobs as they are now, by name, then id; those that were deleted since are left out.
+
+    One whose record cannot be read counts as failed: nobody can say that its concept is learned.
+    """
+    found = queue.list(record.job_id for record in submitted)
+    reasons = queue.records.unreadable
+    found += [as_unreadable(one, reason=reasons[one.job_id]) for one in submitted if one.job_id in reasons]
+    return sorted(found, key=lambda record: (record.name, record.job_id))
 
 
 class OwnJobs:

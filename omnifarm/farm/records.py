@@ -13,7 +13,7 @@ from dataclasses import replace
 from omnifarm.clock import Clock
 from omnifarm.errors import FarmError, NotFoundError, PreconditionError
 from omnifarm.farm.index import Entry, JobIndex, entry_of, folder_of
-from omnifarm.farm.job import SCHEMA_VERSION, JobRecord, UnreadableRecordError, check_move
+from omnifarm.farm.job import SCHEMA_VERSION, JobRecord, JobState, UnreadableRecordError, check_move
 from omnifarm.logs import event
 from omnifarm.store.base import Store
 
@@ -49,7 +49,7 @@ class JobRecords:
 
     def __init__(self, store: Store, *, clock: Clock, chance: random.Random) -> None:
         self.store = store
-        self._clock = clock
+        self.clock = clock
         self._chance = chance
         self.index = JobIndex(store, prefix=INDEX, chance=chance)
         self._versions: dict[str, tuple[int, str]] = {}
@@ -159,7 +159,7 @@ class JobRecords:
         after = replace(
             after,
             revision=before.revision + 1,
-            updated_at_s=self._clock.now_s(),
+            updated_at_s=self.clock.now_s(),
             placement=self._new_placement() if is_moved else before.placement,
         )
         try:
@@ -234,6 +234,18 @@ class JobRecords:
 
     def _new_placement(self) -> str:
         return f"{self._chance.getrandbits(32):08x}"
+
+
+def as_unreadable(record: JobRecord, *, reason: str) -> JobRecord:
+    """Return a job as it counts for who asked for it while its record cannot be read: failed. It is never written.
+
+    Args:
+        record: The job as it was submitted.
+        reason: See `JobRecords.unreadable`.
+    """
+    key = record_key(record.job_id)
+    error = f"concept {record.name!r} cannot be learned: its job record {key} cannot be read: {reason}"
+    return replace(record, state=JobState.FAILED, lease=None, artifact=None, error=error)
 
 
 def record_key(job_id: str) -> str:

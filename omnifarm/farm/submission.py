@@ -12,8 +12,9 @@ from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError
-from omnifarm.farm.job import JobIdentity, JobRecord, JobState
+from omnifarm.farm.job import JobIdentity, JobRecord, JobState, UnreadableRecordError
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import as_unreadable
 from omnifarm.farm.submitted import keep_submitted
 
 
@@ -63,7 +64,8 @@ def submit_concepts(
 ) -> list[JobRecord]:
     """Write one job record for every concept at a place. Safe to repeat: committed jobs stay, others are queued again.
 
-    A concept whose data cannot be used gets a record that is failed from the start, with the reason.
+    A concept whose data cannot be used gets a record that is failed from the start, with the reason. One whose record
+    cannot be read is returned as failed, with the reason, and nothing is written over it.
 
     Args:
         url: Where the concepts lie.
@@ -116,17 +118,25 @@ def _submit(
     if isinstance(spec, ConceptSpec):
         # Before the record: whoever leases the job at once finds it.
         keep_submitted(spec, url=url, job_id=identity.job_id, store=queue.records.store)
-    record = queue.submit(
-        name=name,
-        concept_url=url,
-        identity=identity,
-        num_steps=backbone.recipe.steps,
-        submission=submission,
-        priority=priority,
-        # Negatives too: they are prepared as all others are, and show people as well.
-        pictures=[image.digest for image in spec.all_images()] if isinstance(spec, ConceptSpec) else (),
-        error=None if isinstance(spec, ConceptSpec) else str(spec),
-    )
-    if record.state in (JobState.FAILED, JobState.CANCELLED) and isinstance(spec, ConceptSpec):
-        return queue.retry(record.job_id, concept_url=url)
+    try:
+        record = queue.submit(
+            name=name,
+            concept_url=url,
+            identity=identity,
+            num_steps=backbone.recipe.steps,
+            submission=submission,
+            priority=priority,
+            # Negatives too: they are prepared as all others are, and show people as well.
+            pictures=[image.digest for image in spec.all_images()] if isinstance(spec, ConceptSpec) else (),
+            error=None if isinstance(spec, ConceptSpec) else str(spec),
+        )
+        if record.state in (JobState.FAILED, JobState.CANCELLED) and isinstance(spec, ConceptSpec):
+            return queue.retry(record.job_id, concept_url=url)
+    except UnreadableRecordError as error:
+        # It must not keep those behind it from being submitted.
+        now_s, steps = queue.records.clock.now_s(), backbone.recipe.steps
+        wanted = JobRecord(
+            name=name, concept_url=url, identity=identity, num_steps=steps, created_at_s=now_s, updated_at_s=now_s
+        )
+        return as_unreadable(wanted, reason=str(error))
     return record
