@@ -42,6 +42,7 @@ CURVE_FILE = "losses.parquet"
 PIN_FILE = "pinned.json"
 """Name of the object that pins a concept to a version."""
 
+_MAX_SWAPS = 10
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
@@ -139,12 +140,28 @@ class ConceptRepository:
 
         Raises:
             NotFoundError: It is not committed.
+            PreconditionError: Others rolled the concept back at the same moment, again and again.
         """
         manifest = self.manifest(name, version)
-        newest = self.versions(name)[0]
-        pin = {"version": version, "instead_of": newest.version, "instead_of_s": newest.created_at_s}
-        self._store.put(f"{PREFIX}{name}/{PIN_FILE}", json.dumps(pin).encode())
-        return manifest
+        for _ in range(_MAX_SWAPS):
+            # Looked at before the versions: another rollback may know of a newer one than we do, and turn away from it.
+            etag = self._pin_etag(name)
+            newest = self.versions(name)[0]
+            pin = {"version": version, "instead_of": newest.version, "instead_of_s": newest.created_at_s}
+            with contextlib.suppress(PreconditionError):
+                self._store.put(_pin_key(name), json.dumps(pin).encode(), if_none_match=etag is None, if_match=etag)
+                return manifest
+        raise PreconditionError(
+            f"expected to roll <{name}> back to {version}, found that others did so at each of {_MAX_SWAPS} tries; look at "
+            "`omnifarm concept history`, then repeat it",
+            concept=name,
+        )
+
+    def _pin_etag(self, name: str) -> str | None:
+        try:
+            return self._store.head(_pin_key(name)).etag
+        except NotFoundError:
+            return None
 
     def _sound(self, keys: Iterable[tuple[str, str]]) -> _Found:
         """Return the manifests of these names and versions that can be read."""
@@ -160,7 +177,7 @@ class ConceptRepository:
         if len(manifests) == 1:
             return newest
         try:
-            pin = json.loads(self._store.get(f"{PREFIX}{newest.name}/{PIN_FILE}").data)
+            pin = json.loads(self._store.get(_pin_key(newest.name)).data)
         except (NotFoundError, ValueError):
             return newest
         pinned = [one for one in manifests if one.version == pin.get("version")]
@@ -242,6 +259,10 @@ def _folder(name: str, version: str) -> str:
     if not _VERSION.fullmatch(version):
         raise ArtifactError(f"a version is 1 to 128 letters, digits, '_', '.' or '-', found {version[:80]!r}")
     return f"{PREFIX}{name}/{version}/"
+
+
+def _pin_key(name: str) -> str:
+    return f"{PREFIX}{name}/{PIN_FILE}"
 
 
 def tensors_file(digest: str) -> str:
