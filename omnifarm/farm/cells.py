@@ -109,6 +109,11 @@ def cell_of(worker: str) -> str:
     return worker.rpartition("-")[0]
 
 
+def driver_of(cell: str) -> str:
+    """Return the driver of a cell that a fleet started."""
+    return cell.rpartition("-")[0]
+
+
 @dataclass
 class _Cell:
     name: str
@@ -264,7 +269,7 @@ class CellFleet:
         return wanted if plan.max_cells is None else min(wanted, plan.max_cells * plan.workers_per_cell)
 
     def _start(self, size: int) -> None:
-        name = f"{self._driver}-{self._num_started}"
+        name = f"{self._driver}-{self._num_started}"  # taken apart again by `driver_of`
         self._num_started += 1
         cell = _Cell(name=name, size=size, thread=threading.Thread(target=lambda: self._work(cell), daemon=True))
         self._cells.append(cell)

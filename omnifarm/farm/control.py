@@ -52,6 +52,11 @@ class FarmControl:
         for order in (Order.STOP, Order.DRAIN) if cell is None else (Order.STOP,):
             self._store.delete(_key(order, cell))
 
+    def cell_stops(self) -> dict[str, str]:
+        """Return the keys of orders that tell a single cell to stop, by cell; one request."""
+        prefix = _key(Order.STOP, "")
+        return {key.removeprefix(prefix): key for key in self._store.list(prefix)}
+
     def require_work(self, *, store: str) -> None:
         """Refuse to begin under an order that keeps every new concept from being learned: it may have been forgotten.
 

@@ -1,13 +1,14 @@
-"""What a farm leaves lying about, and its removal: broken-off moves, old checkpoints, tensors and pictures nobody names.
+"""What a farm leaves lying about, and its removal: broken-off moves, old checkpoints, what nobody names, orders to the dead.
 
 Also mends what only a crash in the middle of an order can leave: an unfinished job without an index entry.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from omnifarm.clock import Clock
 from omnifarm.concept.artifact import decode_manifest
 from omnifarm.concept.prepared import PREFIX as PREPARED
 from omnifarm.concept.prepared import prepared_folder
@@ -15,10 +16,13 @@ from omnifarm.concept.recipe import Precision
 from omnifarm.concept.repository import MANIFEST_FILE, TENSORS_FILE, tensors_file
 from omnifarm.concept.repository import PREFIX as ARTIFACTS
 from omnifarm.errors import ArtifactError, FarmError, NotFoundError
+from omnifarm.farm.cells import cell_of, driver_of
+from omnifarm.farm.control import FarmControl
 from omnifarm.farm.index import KINDS, entry_of
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import CHECKPOINTS, SUBMITTED
+from omnifarm.farm.sharing import DriverRegistry
 from omnifarm.store.base import Store
 
 
@@ -38,6 +42,8 @@ class GarbageReport:
     """What was to be learned by jobs that are gone."""
     prepared: tuple[str, ...]
     """Prepared pictures that no job trains on, but such as were called off."""
+    orders: tuple[str, ...]
+    """Orders to stop, of cells that have ended with their driver."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -63,6 +69,7 @@ def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageR
     artifacts = list(store.list(ARTIFACTS))
     submitted = list(store.list(SUBMITTED))
     prepared = list(store.list(PREPARED))
+    stops = FarmControl(store).cell_stops()
     records = {record.job_id: record for record in queue.list()}
     if unreadable := queue.records.unreadable:
         raise FarmError(
@@ -75,13 +82,14 @@ def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageR
     old = [key for key in checkpoints if _is_over(records, key.removeprefix(CHECKPOINTS).partition(".")[0])]
     forgotten = [key for key in submitted if not _exists(queue, key.removeprefix(SUBMITTED).partition(".")[0], records)]
     unlisted = _unlisted(prepared, records.values())
+    orders = _ended(stops, records.values(), store=store, clock=queue.records.clock)
     suspects = [key for key in _unnamed(store, artifacts) if _is_over(records, key.split("/")[2])]
     if not dry_run:
         for job_id in unfiled:
             queue.records.change(job_id, lambda record: record)
         for entry in wrong:
             queue.records.mend(entry)
-        for key in [*old, *forgotten, *unlisted]:
+        for key in [*old, *forgotten, *unlisted, *orders]:
             store.erase(key)
     orphans = []
     for key in suspects:
@@ -97,6 +105,7 @@ def collect_garbage(store: Store, *, queue: JobQueue, dry_run: bool) -> GarbageR
         tensors=tuple(orphans),
         submitted=tuple(forgotten),
         prepared=tuple(unlisted),
+        orders=tuple(orders),
     )
 
 
@@ -123,6 +132,20 @@ def _unlisted(prepared: list[str], records: Iterable[JobRecord]) -> list[str]:
                 listed[prepared_folder(record.identity.backbone_fingerprint, dtype=dtype)].update(record.pictures)
     parts = [(key, *key.rpartition("/")) for key in prepared]
     return [key for key, folder, slash, name in parts if name[:16] not in listed[folder + slash]]
+
+
+def _ended(stops: Mapping[str, str], records: Iterable[JobRecord], *, store: Store, clock: Clock) -> list[str]:
+    """Return the keys of orders, listed before, that no worker is left to obey.
+
+    A cell's workers end with the driver that told them to stop. It says what it wants before it does, and again at every
+    look, so one without a demand is gone, as all drivers take it. Where that misleads, leases tell of the cell: drivers of a
+    draining farm want nothing, and a worker may be cut off from a dead one.
+    """
+    if not stops:
+        return []
+    drivers = DriverRegistry(store, clock=clock).present(tidy=False)
+    working = {cell_of(record.lease.worker) for record in records if record.lease is not None}
+    return [key for cell, key in stops.items() if driver_of(cell) not in drivers and cell not in working]
 
 
 def _is_orphan(key: str, *, store: Store, queue: JobQueue) -> bool:

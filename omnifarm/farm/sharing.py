@@ -105,8 +105,8 @@ class DriverRegistry:
         """Take a driver's demand back; safe to repeat."""
         self._store.delete(_key(driver))
 
-    def present(self) -> dict[str, Demand]:
-        """Return the demands that hold now; what has run out is removed."""
+    def present(self, *, tidy: bool = True) -> dict[str, Demand]:
+        """Return the demands that hold now, by driver; what has run out is removed, unless not `tidy`."""
         found: dict[str, Demand] = {}
         for key in list(self._store.list(PREFIX)):
             driver = key[len(PREFIX) : -len(".json")]
@@ -116,7 +116,7 @@ class DriverRegistry:
                 continue
             if values.pop("expires_at_s") > self._clock.now_s():
                 found[driver] = Demand(**values)
-            else:
+            elif tidy:
                 self._store.delete(key)
         return found
 

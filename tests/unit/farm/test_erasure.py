@@ -14,6 +14,7 @@ from omnifarm.clock import ManualClock
 from omnifarm.concept.prepared import prepared_folder
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import NotFoundError, StoreError
+from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.erasure import call_off, erase_concept
 from omnifarm.farm.garbage import collect_garbage
 from omnifarm.farm.index import READY
@@ -336,13 +337,14 @@ def test_garbage_is_what_nothing_refers_to(farm: Farm) -> None:
     farm.store.put(f"queue/ready/{'0' * 16}/4/{'0' * 12}/{jobs['bob']}.abc", b"")
     farm.store.put(submitted_key("0" * 32), b"of a submission that died before it wrote the record")
     farm.store.put(prepared_folder(farm.loaded.fingerprint, dtype="float32") + f"{'0' * 64}.safetensors", b"of nobody")
+    FarmControl(farm.store).order(Order.STOP, cell="driver-that-died-0")
     backbone = inspect_backbone(str(CHECKPOINT), overrides={**RECIPE, "seed": 9})
     waiting = submit_concepts(str(farm.folder), queue=farm.queue, backbone=backbone, only=["ada"])[0]
     kept |= {f"jobs/{waiting.job_id}.json", submitted_key(waiting.job_id)}
     for entry in list(farm.queue.index.entries(READY, pool=waiting.identity.pool)):
         farm.queue.index.delete(entry)  # as a crash in the middle of a submission leaves it
     seen = collect_garbage(farm.store, queue=farm.queue, dry_run=True)
-    assert [len(part) for part in seen.to_json().values()] == [1, 1, 1, 1, 1, 1]
+    assert [len(part) for part in seen.to_json().values()] == [1, 1, 1, 1, 1, 1, 1]
     assert collect_garbage(farm.store, queue=farm.queue, dry_run=False) == seen
     left = set(farm.store.list())
     assert kept <= left

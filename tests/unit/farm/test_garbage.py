@@ -9,9 +9,12 @@ from omnifarm.clock import ManualClock
 from omnifarm.concept.artifact import ArtifactManifest, encode_manifest, encode_soft_tokens, tensors_digest
 from omnifarm.concept.repository import MANIFEST_FILE, ConceptRepository, tensors_file
 from omnifarm.concept.soft_tokens import SoftTokens
+from omnifarm.farm.cells import worker_name
+from omnifarm.farm.control import FarmControl, Order
 from omnifarm.farm.garbage import collect_garbage
 from omnifarm.farm.job import JobIdentity, JobRecord
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.sharing import Demand, DriverRegistry
 from omnifarm.store.base import Object, ObjectInfo
 from omnifarm.store.memory import MemoryStore
 
@@ -95,3 +98,32 @@ def test_a_commit_beside_gc_keeps_its_tensors_wherever_its_writes_fall() -> None
         commit.collect(moments)
         _, soft_tokens = ConceptRepository(commit.store).load("ada", fingerprint=FINGERPRINT)
         assert torch.equal(soft_tokens.table(), SOFT.table()), moments
+
+
+def test_an_order_to_a_cell_goes_when_neither_its_driver_nor_a_lease_of_the_cell_is_left() -> None:
+    store, clock = MemoryStore(), ManualClock()
+    queue, control = JobQueue(store, clock=clock), FarmControl(store)
+    registry = DriverRegistry(store, clock=clock, ttl_s=60)
+    identity = JobIdentity(spec_digest="s", recipe_digest="r", backbone_fingerprint=FINGERPRINT)
+    queue.submit(name="ada", concept_url="u", identity=identity, num_steps=9)
+    # Of a driver that is killed, which takes nothing back.
+    registry.announce("driver-a", Demand(workers=8, priority=5))
+    (held,) = queue.lease_next(worker_name("driver-a-1", 3), pool=identity.pool, ttl_s=600)
+    for cell in ("driver-a-0", "driver-a-1"):
+        control.order(Order.STOP, cell=cell)
+    for order in (Order.STOP, Order.DRAIN):
+        control.order(order)
+
+    def collected(*, dry_run: bool = False) -> tuple[str, ...]:
+        return collect_garbage(store, queue=queue, dry_run=dry_run).orders
+
+    assert collected() == ()
+    clock.advance_s(61)
+    registry.announce("driver-b", Demand(workers=8, priority=5))
+    before = set(store.list())
+    assert collected(dry_run=True) == ("control/stop-driver-a-0",)
+    assert set(store.list()) == before
+    assert collected() == ("control/stop-driver-a-0",)
+    queue.release(held)
+    assert collected() == ("control/stop-driver-a-1",)
+    assert list(store.list("control/")) == ["control/drain", "control/stop"]
