@@ -78,7 +78,8 @@ def store() -> FlakyStore:
 
 @pytest.fixture
 def queue(store: FlakyStore, clock: ManualClock) -> JobQueue:
-    return JobQueue(store, clock=clock, policy=RetryPolicy(max_strikes=3, first_delay_s=10, max_delay_s=100))
+    policy = RetryPolicy(max_strikes=3, first_delay_s=10, max_delay_s=100)
+    return JobQueue(store, clock=clock, policy=policy, chance=random.Random(0))
 
 
 def submit(queue: JobQueue, name: str = "maeve", **more: Any) -> JobRecord:
