@@ -62,20 +62,23 @@ def watch(
     With --json one line is one event: `job_running`, `job_committed` and so on for a job whose state has changed since
     the last look, and `totals` after each look.
 
-    A look costs one request per thousand jobs and one per job in training, however long the queue is.
+    A look costs one request per thousand jobs and one per job in training, however long the queue is. Jobs whose record
+    is found unreadable are left out and named on standard error, each once.
     """
     from rich.live import Live
 
+    from omnifarm.cli.job_progress import say_unreadable
     from omnifarm.clock import SystemClock
-    from omnifarm.farm.overview import StateChanges, glance
+    from omnifarm.farm.overview import StateChanges, glance, steps_of_one
     from omnifarm.farm.progress import ProgressMeter
 
     queue, clock = _queue(store), SystemClock()
-    meter, changes, ids = ProgressMeter(clock), StateChanges(queue), queue.records.ids()
-    num_steps = queue.get(ids[0]).num_steps if ids else 1
+    meter, changes, named = ProgressMeter(clock), StateChanges(queue), set[str]()
+    num_steps = steps_of_one(queue, queue.records.ids())
     with Live(console=people, auto_refresh=False, transient=json) as live:
         while True:
             seen = glance(queue)
+            say_unreadable(queue, said=named)
             look = meter.glance(seen, num_steps=num_steps)
             if json:
                 for record in changes.look(seen):

@@ -15,10 +15,11 @@ from omnifarm.cli.output import people, print_json
 from omnifarm.clock import SystemClock
 from omnifarm.errors import OmniFarmError
 from omnifarm.farm.job import JobRecord, JobState
-from omnifarm.farm.overview import glance
+from omnifarm.farm.overview import glance, steps_of_one
 from omnifarm.farm.progress import Progress as Look
 from omnifarm.farm.progress import ProgressMeter, duration
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import record_key
 
 _LOOK_S = 5.0
 _MAX_READ = 500
@@ -55,7 +56,16 @@ def look_at(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter) -> Lo
     """Look at a few jobs record by record, at many through the index, which then shows the whole farm."""
     if len(job_ids) <= _MAX_READ:
         return meter.look(queue.list(job_ids))
-    return meter.glance(glance(queue), num_steps=queue.get(job_ids[0]).num_steps)
+    num_steps = steps_of_one(queue, job_ids)  # first, so that the glance leaves out what it cannot read
+    return meter.glance(glance(queue), num_steps=num_steps)
+
+
+def say_unreadable(queue: JobQueue, *, said: set[str]) -> None:
+    """Name the records that were found unreadable, but those `said` already, and add them there."""
+    for job_id, reason in sorted(queue.records.unreadable.items()):
+        if job_id not in said:
+            said.add(job_id)
+            say(f"left out: {record_key(job_id)} cannot be read: {reason}")
 
 
 def _pause_s(least_s: float, num_jobs: int, *, took_s: float) -> float:
@@ -63,7 +73,7 @@ def _pause_s(least_s: float, num_jobs: int, *, took_s: float) -> float:
 
 
 def _show_lines(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, stop: threading.Event) -> None:
-    said = "starting workers"
+    said, named = "starting workers", set[str]()
     say(said)
     pause_s = _LOOK_S
     while not stop.wait(pause_s):
@@ -73,6 +83,7 @@ def _show_lines(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, s
         except OmniFarmError as error:
             say(f"no progress to show: {error}")
             continue
+        say_unreadable(queue, said=named)
         pause_s = _pause_s(_LOOK_S, len(job_ids), took_s=time.monotonic() - began_s)
         if look.steps_done and look.line() != said:
             said = look.line()
@@ -89,13 +100,14 @@ def _show_bar(queue: JobQueue, job_ids: Sequence[str], meter: ProgressMeter, sto
     )
     with Progress(*columns, console=people) as bar:
         task = bar.add_task("starting workers", total=None, rate="")
-        pause_s = 1.0
+        pause_s, named = 1.0, set[str]()
         while not stop.wait(pause_s):
             began_s = time.monotonic()
             try:
                 look = look_at(queue, job_ids, meter)
             except OmniFarmError:
                 continue
+            say_unreadable(queue, said=named)
             pause_s = _pause_s(1.0, len(job_ids), took_s=time.monotonic() - began_s)
             rate = "" if look.steps_per_s is None else f"{look.steps_per_s:.1f} steps/s"
             left = "" if look.left_s is None else f", {duration(look.left_s)} left"

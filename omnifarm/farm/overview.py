@@ -1,10 +1,13 @@
 """How a queue stands: exactly, from every record; or at a glance, from the index, however long the queue is."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self
 
+from omnifarm.errors import NotFoundError
 from omnifarm.farm.index import CANCELLED, FAILED, LATER, READY
 from omnifarm.farm.job import JobRecord, JobState
 from omnifarm.farm.queue import JobQueue
@@ -49,10 +52,10 @@ class QueueSummary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueueGlance:
-    """A queue as its index shows it: one request per thousand jobs and one per held job."""
+    """A queue as its index shows it: one request per thousand jobs and one per held job, or per ready one at its end."""
 
     jobs: int
-    """Records."""
+    """Records; here and below without those known to be unreadable."""
     ready: int
     """Jobs that may be leased now."""
     held: tuple[JobRecord, ...]
@@ -63,6 +66,8 @@ class QueueGlance:
     """Jobs given up."""
     cancelled: int
     """Jobs called off."""
+    unreadable: int
+    """Records that were found unreadable: how their jobs stand nobody knows."""
 
     @property
     def committed(self) -> int:
@@ -85,21 +90,41 @@ class QueueGlance:
             "cancelled": self.cancelled,
             "committed": self.committed,
             "finished": self.finished,
+            "unreadable": self.unreadable,
             "steps_of_held": sum(record.step for record in self.held),
         }
 
 
 def glance(queue: JobQueue) -> QueueGlance:
     """Look at a queue through its index. What moves during the look may be counted twice or not at all."""
+    bad = queue.records.unreadable
+    queue.list(list(bad))  # a person may have mended them
     later = queue.list(entry.job_id for entry in queue.index.entries(LATER))
+    ready = [entry.job_id for entry in queue.index.entries(READY)]
+    if not later and len(ready) <= _READ_TOGETHER:
+        # What nobody takes up may be what nobody can read: then there is nothing left to wait for.
+        queue.list(ready)
+    ids = queue.records.ids()
+    unreadable = sum(job_id in bad for job_id in ids)
     return QueueGlance(
-        jobs=len(queue.records.ids()),
-        ready=sum(1 for _ in queue.index.entries(READY)),
+        jobs=len(ids) - unreadable,
+        ready=sum(job_id not in bad for job_id in ready),
         held=tuple(record for record in later if record.state.is_held),
         resting=sum(record.state is JobState.QUEUED for record in later),
-        failed=sum(1 for _ in queue.index.entries(FAILED)),
-        cancelled=sum(1 for _ in queue.index.entries(CANCELLED)),
+        failed=sum(entry.job_id not in bad for entry in queue.index.entries(FAILED)),
+        cancelled=sum(entry.job_id not in bad for entry in queue.index.entries(CANCELLED)),
+        unreadable=unreadable,
     )
+
+
+def steps_of_one(queue: JobQueue, job_ids: Iterable[str]) -> int:
+    """Return the steps of the first of some jobs whose record can be read, or 1 where no such job is near the front."""
+    for job_id in islice(job_ids, _READ_TOGETHER):
+        with contextlib.suppress(NotFoundError):
+            found = queue.records.read_one_of_many(job_id)
+            if found is not None:
+                return found[0].num_steps
+    return 1
 
 
 def outcome(submitted: Sequence[JobRecord], *, queue: JobQueue) -> list[JobRecord]:

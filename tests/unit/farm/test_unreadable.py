@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -9,12 +10,14 @@ from typer.testing import CliRunner
 
 from omnifarm.cli import concept as concept_command
 from omnifarm.cli import farm as farm_command
-from omnifarm.clock import ManualClock
+from omnifarm.cli import job_progress
+from omnifarm.clock import ManualClock, SystemClock
 from omnifarm.errors import FarmError
 from omnifarm.farm.erasure import erase_concept
 from omnifarm.farm.garbage import collect_garbage
 from omnifarm.farm.job import JobIdentity, JobRecord, JobState, LeaseLostError, pool_of
 from omnifarm.farm.overview import QueueSummary, glance
+from omnifarm.farm.progress import ProgressMeter
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.records import checkpoint_key, record_key, submitted_key
 from omnifarm.store.memory import MemoryStore
@@ -129,6 +132,58 @@ def test_status_counts_bad_records_and_says_why(
     assert [one["name"] for one in json.loads(done.stdout)] == ["ada", "eve"]
     assert "1 records could not be read" in done.stderr
     assert f"{record_key(jobs['bad'].job_id)}: a job record of schema 2 was expected, found 1" in done.stderr
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_watch_names_a_bad_record_and_ends_with_the_others(
+    is_held: bool,
+    store: MemoryStore,
+    queue: JobQueue,
+    jobs: dict[str, JobRecord],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bad, *others = queue.records.ids()
+    held = {record.job_id: record for record in queue.lease_next("w", pool=POOL, ttl_s=40, max=3)}
+    if not is_held:
+        queue.release(held[bad])
+    for job_id in others:
+        queue.complete(held[job_id], artifact="a")
+    sound = store.get(record_key(bad)).data
+    spoil(store, bad, of_another_schema)
+    monkeypatch.setattr(farm_command, "_queue", lambda store: queue)
+    monkeypatch.setattr(SystemClock, "sleep_s", lambda clock, duration_s: pytest.fail("it waits for the bad record"))
+    done = CliRunner().invoke(farm_command.app, ["watch", "--json", "--store", "memory"])
+    assert done.exit_code == 0, done.exception
+    seen = json.loads(done.stdout)
+    assert [seen[name] for name in ("jobs", "committed", "ready", "held", "unreadable")] == [2, 2, 0, 0, 1]
+    assert f"{record_key(bad)} cannot be read: a job record of schema 2 was expected, found 1" in done.stderr
+    spoil(store, bad, lambda _: sound)
+    mended = glance(queue)
+    assert (mended.jobs, mended.ready + len(mended.held), mended.unreadable) == (3, 1, 0)
+
+
+def test_the_progress_of_many_goes_on_without_a_bad_record_and_names_it(
+    store: MemoryStore, queue: JobQueue, jobs: dict[str, JobRecord], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Looks(threading.Event):
+        left = 3
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.left -= 1
+            return self.left == 0
+
+    for number in range(500):
+        identity = JobIdentity(spec_digest=str(number), recipe_digest="r", backbone_fingerprint="b")
+        queue.submit(name=f"c{number}", concept_url="u", identity=identity, num_steps=10)
+    bad = jobs["bad"].job_id
+    spoil(store, bad, cut_short)
+    (held,) = queue.lease_next("w", pool=POOL, ttl_s=40)
+    queue.heartbeat(held, step=5, ttl_s=40)
+    ids = [bad, *(job_id for job_id in queue.records.ids() if job_id != bad)]
+    job_progress._show_lines(queue, ids, ProgressMeter(ManualClock()), Looks())
+    _, named, line = capsys.readouterr().err.splitlines()
+    assert f"{record_key(bad)} cannot be read" in named
+    assert line.startswith("0 of 502 concepts learned, step 5/5020")
 
 
 def test_a_record_that_can_be_read_again_is_like_any_other(
