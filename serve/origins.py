@@ -7,6 +7,7 @@ from collections import OrderedDict
 from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError, ConfigError, NotFoundError
+from omnifarm.farm.job import UnreadableRecordError
 from serve.errors import MissingError
 from serve.pictures import encode_picture
 from serve.spaces import Space
@@ -23,7 +24,7 @@ class Origins:
         self._lock = threading.Lock()
 
     def of(self, space: Space, *, name: str, version: str) -> ConceptSpec | None:
-        """Return what a version was learned from, or None when that is not there any more.
+        """Return what a version was learned from, or None when that is not there any more, or nobody can say.
 
         Args:
             space: Whose concept it is.
@@ -38,7 +39,7 @@ class Origins:
         try:
             # Asked each time: what was deleted must not be shown from memory.
             record = space.queue.get(version)
-        except (NotFoundError, ConfigError):
+        except (NotFoundError, ConfigError, UnreadableRecordError):
             return None
         place = (space.tenant, version)
         with self._lock:

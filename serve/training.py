@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from omnifarm.clock import Clock
 from omnifarm.concept.recipe import Precision
 from omnifarm.errors import NotFoundError, OmniFarmError
-from omnifarm.farm.job import JobState
+from omnifarm.farm.job import JobState, UnreadableRecordError
 from omnifarm.farm.worker import Worker
 from omnifarm.farm.worker_settings import WorkerSettings
 from omnifarm.logs import event
@@ -126,15 +126,17 @@ class ConceptTrainer:
         except MissingError:
             space.tuning.strike(job_id)
             return None
-        if job.status.is_final:
+        if job.is_over:
             space.tuning.strike(job_id)
-            return None
-        return job if job.record.not_before_s <= self._clock.now_s() else None
+        is_due = job.record.not_before_s <= self._clock.now_s()
+        return job if is_due and not job.status.is_final else None
 
     def _settle(self, space: Space, job: Job) -> None:
         """Strike a job that is over; withdraw what was committed in the moment of its cancellation."""
         try:
             state = space.queue.get(job.request.job_id).state
+        except UnreadableRecordError:
+            return  # it may have been cancelled or not; the others have their turns, and it has when a person has mended it
         except NotFoundError:
             state = JobState.CANCELLED
         if state is JobState.CANCELLED:

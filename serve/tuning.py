@@ -19,7 +19,7 @@ from omnifarm.concept.recipe import TrainingRecipe
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import NotFoundError
 from omnifarm.farm.erasure import call_off, erase_concept
-from omnifarm.farm.job import JobRecord, JobState
+from omnifarm.farm.job import JobIdentity, JobRecord, JobState, UnreadableRecordError
 from omnifarm.farm.queue import JobQueue
 from omnifarm.farm.submission import Backbone, submit_concepts
 from omnifarm.store.base import Store
@@ -107,6 +107,8 @@ class Job:
     """What was asked for."""
     record: JobRecord
     """What the farm says."""
+    is_unreadable: bool = False
+    """Whether the farm's record cannot be read: `record` then only stands in for it."""
 
     @property
     def public_id(self) -> str:
@@ -119,11 +121,18 @@ class Job:
         return _STATUS[self.record.state]
 
     @property
+    def is_over(self) -> bool:
+        """Whether no trainer needs to look at it again; a record that cannot be read may be mended."""
+        return self.status.is_final and not self.is_unreadable
+
+    @property
     def reason(self) -> str:
         """Why its last attempt ended, for the tenant: one line, empty if none did.
 
         Where the store is, and what went wrong inside the server, is for the operator.
         """
+        if self.is_unreadable:
+            return "what the server kept of this job cannot be read; its operator can see why"
         if self.record.traceback is not None:
             return "the training failed inside the server; its operator can see why"
         return (self.record.error or "").partition("\n")[0].replace(self.record.concept_url, "the copied files")
@@ -186,6 +195,8 @@ class Tuning:
         self._require_room(name, limits=limits)
         url = write_copy(copy, shelf=self._shelf, store=self._store, limits=limits)
         (record,) = submit_concepts(url, queue=self._queue, backbone=backbone)
+        if record.job_id in self._queue.records.unreadable and (unreadable := self._read(record.job_id)) is not None:
+            return unreadable
         request = TuningRequest(
             job_id=record.job_id,
             name=name,
@@ -248,7 +259,8 @@ class Tuning:
         if job.status is JobStatus.CANCELLED:
             url = job.record.concept_url
             # The place tells the name, so nobody else's job learns from there.
-            users = [one for one in self.of(job.request.name) if one.record.concept_url == url]
+            jobs = self.of(job.request.name)
+            users = [one for one in jobs if one.record.concept_url == url or one.is_unreadable]
             if all(one.status is JobStatus.CANCELLED for one in users):
                 erase_copy(self._store, url)
         return job
@@ -284,7 +296,7 @@ class Tuning:
         self._root.delete(self._pending + job_id)
         # Somebody may have asked for it again since it was looked at.
         again = self._read(job_id)
-        if again is not None and not again.status.is_final:
+        if again is not None and not again.is_over:
             self._root.put(self._pending + job_id, b"")
 
     def recipe(self, job: Job) -> TrainingRecipe:
@@ -329,10 +341,10 @@ class Tuning:
         found = []
         for job_id in ids:
             job = self._read(job_id)
-            if job is None or job.status.is_final:
+            if job is None or job.is_over:
                 # Where no trainer of ours strikes it off.
                 self.strike(job_id)
-            else:
+            elif not job.status.is_final:
                 found.append(job)
         return found
 
@@ -346,6 +358,16 @@ class Tuning:
             return Job(request=request, record=self._queue.get(job_id))
         except NotFoundError:
             return None
+        except UnreadableRecordError:
+            return _unreadable(request, created_at_s=self._created_at_s(job_id))
+
+    def _created_at_s(self, job_id: str) -> float:
+        """Return when a job was asked for, as its place in the list of all jobs tells; 0 without one."""
+        for key in self._store.list(NEWEST):
+            if (found := _NEWEST_NAME.fullmatch(key)) and found[1] == job_id:
+                # The middle of its millisecond, so that `_newest` comes to the same place.
+                return (_FAR_MS - int(key.removeprefix(NEWEST).partition("-")[0]) + 0.5) / 1000
+        return 0.0
 
 
 def _key(job_id: str) -> str:
@@ -355,6 +377,20 @@ def _key(job_id: str) -> str:
 def _newest(job: Job) -> str:
     left_ms = _FAR_MS - int(job.record.created_at_s * 1000)
     return f"{NEWEST}{left_ms:013d}-{job.request.job_id}-{job.request.name}"
+
+
+def _unreadable(request: TuningRequest, *, created_at_s: float) -> Job:
+    """Return how a job looks while its record cannot be read: failed, because a client waits for each until it is over."""
+    record = JobRecord(
+        name=request.name,
+        concept_url="",
+        identity=JobIdentity(spec_digest="", recipe_digest="", backbone_fingerprint=""),
+        num_steps=TrainingRecipe.from_json(request.recipe).steps,
+        state=JobState.FAILED,
+        created_at_s=created_at_s,
+        updated_at_s=created_at_s,
+    )
+    return Job(request=request, record=record, is_unreadable=True)
 
 
 def _missing(public_id: str) -> MissingError:

@@ -17,6 +17,7 @@ from omnifarm.clock import ManualClock
 from omnifarm.errors import StoreError
 from omnifarm.farm.job import JobState
 from omnifarm.farm.queue import JobQueue
+from omnifarm.farm.records import record_key
 from serve.assembly import build_trainer
 from serve.idempotency import KEPT_S
 from serve.sweeping import Sweeper
@@ -195,6 +196,41 @@ def test_who_is_not_done_when_the_turn_is_over_waits_for_the_others(server: Serv
     assert tenants in (["acme", "globex"] * 2, ["globex", "acme"] * 2)
     server.train()
     assert {client.fine_tuning.jobs.retrieve(job).status for client, job in jobs.items()} == {"succeeded"}
+
+
+@pytest.mark.parametrize("when", ["waiting", "in its turn"])
+def test_a_job_whose_record_cannot_be_read_has_failed_and_leaves_the_others_their_turns(
+    when: str, server: Server, acme: OpenAI
+) -> None:
+    globex = server.openai(server.key("globex"))
+    bad, good = (
+        acme.fine_tuning.jobs.create(model="bagel", training_file=document(acme), suffix=f"{suffix}-{when[:2]}").id
+        for suffix in ("bad", "good")
+    )
+    others = globex.fine_tuning.jobs.create(model="bagel", training_file=document(globex), suffix=f"x-{when[:2]}").id
+    space, job_id = server.services.spaces.of("acme"), bad.removeprefix("ftjob-")
+    store, key = space.store, record_key(job_id)
+    turn = server.trainer.next_turn()
+    while when == "in its turn" and turn is not None and turn.tenant != "acme":
+        server.trainer.take(turn)
+        turn = server.trainer.next_turn()
+    sound = store.get(key).data
+    store.put(key, b"torn")
+    if when == "in its turn":
+        assert turn is not None
+        server.trainer.take(turn)
+    server.train()
+    assert [client.fine_tuning.jobs.retrieve(job).status for client, job in ((acme, good), (globex, others))] == [
+        "succeeded",
+        "succeeded",
+    ]
+    listed = {job.id: job for job in acme.fine_tuning.jobs.list(limit=100)}
+    assert (listed[good].status, listed[bad].status) == ("succeeded", "failed")
+    assert server.services.origins.of(space, name=f"bad-{when[:2]}", version=job_id) is None
+    # A person mends it: the trainer finds it by itself.
+    store.put(key, sound)
+    server.train()
+    assert acme.fine_tuning.jobs.retrieve(bad).status == "succeeded"
 
 
 @pytest.mark.parametrize(

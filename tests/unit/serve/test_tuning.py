@@ -14,6 +14,7 @@ from omnifarm.clock import ManualClock
 from omnifarm.concept.datasets.load import load_concepts
 from omnifarm.concept.spec import ConceptSpec
 from omnifarm.errors import ConceptError
+from omnifarm.farm.records import record_key
 from omnifarm.farm.submission import inspect_backbone
 from omnifarm.store.base import Store
 from omnifarm.store.open import open_store
@@ -24,6 +25,7 @@ from serve.documents import ConceptDocument
 from serve.errors import QuotaError
 from serve.shelf import Shelf
 from serve.tuning import Job, JobStatus, Tuning
+from serve.wire.learning import JobObject, events_of
 from tests.unit.farm.concept_folders import CHECKPOINT, RECIPE
 
 LIMITS = TenantLimits()
@@ -259,3 +261,45 @@ def test_a_job_that_is_asked_for_again_stays_on_the_list_of_work(tenant: Tenant)
     tenant.tuning.cancel(job.public_id)
     tenant.tuning.strike(job.request.job_id)
     assert list(tenant.root.list("pending/")) == []
+
+
+def test_a_job_whose_record_cannot_be_read_is_shown_as_failed_and_stops_no_other(tenant: Tenant) -> None:
+    photos = [tenant.upload(1)]
+    jobs = []
+    for name, seed in (("a", 0), ("rex", 0), ("rex", 7), ("z", 0)):
+        tenant.clock.advance_s(1.001)
+        jobs.insert(0, tenant.ask(photos, name=name, seed=seed))
+    ids = [job.public_id for job in jobs]
+    _, other, bad, _ = jobs
+    key = record_key(bad.request.job_id)
+    sound = tenant.store.get(key).data
+    tenant.store.put(key, sound[:-20])
+
+    def is_pending() -> bool:
+        return f"pending/acme/{bad.request.job_id}" in tenant.root.list("pending/")
+
+    listed, _ = tenant.tuning.page(limit=5)
+    assert [job.public_id for job in listed] == ids
+    assert [job.public_id for job in tenant.tuning.page(limit=5, after=bad.public_id)[0]] == ids[3:]
+    told = JobObject.of(listed[2], tenant="acme")
+    assert (told.status, told.created_at, told.progress.num_steps) == ("failed", int(bad.record.created_at_s), 6)
+    assert told.error is not None
+    assert told.error.message == "what the server kept of this job cannot be read; its operator can see why"
+    assert events_of(listed[2])[-1].level == "error"
+    # It is no longer waited for, and counts as none that is under way; when it is mended a trainer finds it again.
+    tenant.clock.advance_s(1)
+    assert tenant.ask(photos, name="more", limits=TenantLimits(max_jobs=4)).status is JobStatus.QUEUED
+    tenant.tuning.strike(bad.request.job_id)
+    assert is_pending()
+    # Asked for again, it is the same one; nothing is written over it, and what it learns from stays.
+    tenant.clock.advance_s(1)
+    again = tenant.ask(photos, seed=0)
+    assert (again.public_id, again.status) == (bad.public_id, JobStatus.FAILED)
+    assert [job.public_id for job in tenant.tuning.page(limit=9)[0]][1:] == ids
+    assert tenant.tuning.cancel(bad.public_id).status is JobStatus.FAILED
+    assert tenant.tuning.cancel(other.public_id).status is JobStatus.CANCELLED
+    assert bad.record.concept_url.removeprefix(f"{tenant.store.url}/") in tenant.copies()
+    assert tenant.store.get(key).data == sound[:-20]
+    tenant.store.put(key, sound)
+    assert tenant.tuning.get(bad.public_id) == bad
+    assert is_pending()
