@@ -139,11 +139,12 @@ def _ended(stops: Mapping[str, str], records: Iterable[JobRecord], *, store: Sto
 
     A cell's workers end with the driver that told them to stop. It says what it wants before it does, and again at every
     look, so one without a demand is gone, as all drivers take it. Where that misleads, leases tell of the cell: drivers of a
-    draining farm want nothing, and a worker may be cut off from a dead one.
+    draining farm want nothing, and a worker may be cut off from a dead one. One whose demand cannot be read may live.
     """
     if not stops:
         return []
-    drivers = DriverRegistry(store, clock=clock).present(tidy=False)
+    registry = DriverRegistry(store, clock=clock)
+    drivers = registry.present(tidy=False).keys() | registry.unreadable
     working = {cell_of(record.lease.worker) for record in records if record.lease is not None}
     return [key for cell, key in stops.items() if driver_of(cell) not in drivers and cell not in working]
 

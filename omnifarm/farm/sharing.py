@@ -9,16 +9,19 @@ clock, so clocks must agree to within seconds, as leases demand anyway.
 
 import heapq
 import json
+import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from omnifarm.clock import Clock
 from omnifarm.errors import NotFoundError
+from omnifarm.logs import event
 from omnifarm.store.base import Store
 
 PREFIX = "drivers/"
 """Keys of all demands begin with this."""
-
+_logger = logging.getLogger(__name__)
 
 TURN_S = 600.0
 """Seconds of one turn; a driver of priority p has p + 1 turns in a row. Long beside a cell's start, which it costs."""
@@ -95,6 +98,8 @@ class DriverRegistry:
         self._store = store
         self._clock = clock
         self._ttl_s = ttl_s
+        self.unreadable: frozenset[str] = frozenset()
+        """Drivers whose demand could not be read at the last look: whether they live nobody knows."""
 
     def announce(self, driver: str, demand: Demand) -> None:
         """Say, or say again, what a driver could use."""
@@ -106,19 +111,52 @@ class DriverRegistry:
         self._store.delete(_key(driver))
 
     def present(self, *, tidy: bool = True) -> dict[str, Demand]:
-        """Return the demands that hold now, by driver; what has run out is removed, unless not `tidy`."""
+        """Return the demands that hold now, by driver; what has run out is removed, unless not `tidy`.
+
+        What cannot be read is logged once, noted in `unreadable`, and stays: its driver, if it lives, soon writes it anew.
+        """
         found: dict[str, Demand] = {}
+        unreadable = set[str]()
         for key in list(self._store.list(PREFIX)):
             driver = key[len(PREFIX) : -len(".json")]
             try:
-                values = json.loads(self._store.get(key).data)
+                demand, expires_at_s = _decode(self._store.get(key).data)
             except NotFoundError:
                 continue
-            if values.pop("expires_at_s") > self._clock.now_s():
-                found[driver] = Demand(**values)
+            except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+                unreadable.add(driver)
+                self._note_unreadable(driver, key=key, reason=repr(error))
+                continue
+            if expires_at_s > self._clock.now_s():
+                found[driver] = demand
             elif tidy:
                 self._store.delete(key)
+        self.unreadable = frozenset(unreadable)
         return found
+
+    def _note_unreadable(self, driver: str, *, key: str, reason: str) -> None:
+        if driver not in self.unreadable:
+            event(
+                _logger,
+                "driver_demand_unreadable",
+                level=logging.ERROR,
+                key=key,
+                expected="a driver's demand",
+                found=reason,
+                todo="nothing while its driver lives and is of this release; else end that driver and delete the object",
+            )
+
+
+def _decode(data: bytes) -> tuple[Demand, float]:
+    """Return a demand and until when it holds; raises what Python does of bytes that are none, or not of this release."""
+    values = json.loads(data)
+    expires_at_s = values.pop("expires_at_s")
+    demand = Demand(**values)
+    # A cell of no worker, say, would be given out for ever.
+    is_sound = demand.workers >= 0 and 0 <= demand.priority <= 9 and demand.cell >= 1 and 0 <= expires_at_s < math.inf
+    if not is_sound or not all(isinstance(number, int) for number in asdict(demand).values()):
+        raise ValueError(f"numbers out of range in {demand}, which holds until {expires_at_s}")
+    return demand, expires_at_s
 
 
 def _key(driver: str) -> str:

@@ -119,6 +119,10 @@ def test_an_order_to_a_cell_goes_when_neither_its_driver_nor_a_lease_of_the_cell
 
     assert collected() == ()
     clock.advance_s(61)
+    sound = store.get("drivers/driver-a.json").data
+    store.put("drivers/driver-a.json", sound[:-5])
+    assert collected() == (), "the driver may live: nobody can read when its demand runs out"
+    store.put("drivers/driver-a.json", sound)
     registry.announce("driver-b", Demand(workers=8, priority=5))
     before = set(store.list())
     assert collected(dry_run=True) == ("control/stop-driver-a-0",)

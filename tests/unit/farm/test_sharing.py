@@ -1,3 +1,6 @@
+import json
+import logging
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -128,3 +131,44 @@ def test_a_dead_drivers_demand_runs_out() -> None:
     assert registry.present() == {"b": demand(4, priority=9, cell=2)}
     registry.leave("b")
     assert list(store.list()) == []
+
+
+SOUND = {"workers": 3, "priority": 5, "cell": 1, "expires_at_s": 2e9}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"null",
+        pytest.param(b"[" * 100_000, id="deep"),
+        *(
+            json.dumps({**SOUND, **change}).encode()
+            for change in (
+                {"surprise": 1}, {"workers": "many"}, {"workers": 2.5}, {"workers": -1}, {"priority": -1}, {"priority": 10},
+                {"cell": 0}, {"cell": None}, {"expires_at_s": "soon"}, {"expires_at_s": float("nan")},
+                {"expires_at_s": float("inf")},
+            )
+        ),
+        json.dumps({name: value for name, value in SOUND.items() if name != "expires_at_s"}).encode(),
+    ],
+)  # fmt: skip
+def test_a_demand_that_cannot_be_read_is_left_out_logged_once_and_left_there(
+    data: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = MemoryStore()
+    registry = DriverRegistry(store, clock=ManualClock())
+    for driver in ("a", "torn", "z"):
+        registry.announce(driver, demand(3))
+    store.put("drivers/torn.json", data)
+    for _ in range(2):
+        assert registry.present() == {"a": demand(3), "z": demand(3)}
+        assert registry.unreadable == {"torn"}
+    assert store.get("drivers/torn.json").data == data
+    (said,) = [line for line in caplog.records if line.message == "driver_demand_unreadable"]
+    assert (said.levelno, said.fields["key"]) == (logging.ERROR, "drivers/torn.json")  # type: ignore[attr-defined]
+    registry.announce("torn", demand(4))
+    assert registry.present()["torn"] == demand(4)
+    assert registry.unreadable == set()
