@@ -59,7 +59,7 @@ class JobRecords:
     def read(self, job_id: str) -> tuple[JobRecord, str]:
         """Return a record and its etag.
 
-        One that is damaged or of another release is logged once and noted in `unreadable`.
+        One that is damaged, of another job or of another release is logged once and noted in `unreadable`.
 
         Raises:
             NotFoundError: There is no such job.
@@ -68,6 +68,11 @@ class JobRecords:
         found = self.store.get(record_key(job_id))
         try:
             record = JobRecord.decode(found.data)
+            if record.job_id != job_id:
+                raise UnreadableRecordError(
+                    f"expected the record of job {job_id}, found that of {record.job_id} ({record.name!r}): it was copied "
+                    "there: delete the object",
+                )
         except UnreadableRecordError as error:
             self._note_unreadable(job_id, str(error))
             raise

@@ -4,6 +4,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -45,7 +46,19 @@ def nested_without_end(data: bytes) -> bytes:
     return b"[" * 100_000
 
 
-BAD = [of_another_schema, cut_short, with_an_impossible_step, with_a_word_for_a_number, nested_without_end]
+def of_another_job(data: bytes) -> bytes:
+    record = JobRecord.decode(data)
+    return replace(record, name="ada", identity=replace(record.identity, spec_digest="ada")).encode()
+
+
+BAD = [
+    of_another_schema,
+    of_another_job,
+    cut_short,
+    with_an_impossible_step,
+    with_a_word_for_a_number,
+    nested_without_end,
+]
 
 
 def spoil(store: MemoryStore, job_id: str, how: Callable[[bytes], bytes]) -> None:
