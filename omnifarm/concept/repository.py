@@ -132,21 +132,24 @@ class ConceptRepository:
         check_name(name)
         manifests = [self.manifest(*key) for key in self._versions(name)]
         if not manifests:
-            raise NotFoundError(f"no learned concept named {name!r} in the store; train it first", concept=name)
+            raise _no_concept(name)
         return self._in_use(manifests)
 
     def roll_back(self, name: str, version: str) -> ArtifactManifest:
         """Use this version of a concept from now on, until a newer one than those of today is committed.
 
         Raises:
-            NotFoundError: It is not committed.
+            NotFoundError: It is not committed, or was deleted meanwhile with all others.
             PreconditionError: Others rolled the concept back at the same moment, again and again.
         """
         manifest = self.manifest(name, version)
         for _ in range(_MAX_SWAPS):
             # Looked at before the versions: another rollback may know of a newer one than we do, and turn away from it.
             etag = self._pin_etag(name)
-            newest = self.versions(name)[0]
+            versions = self.versions(name)
+            if not versions:
+                raise _no_concept(name)
+            newest = versions[0]
             pin = {"version": version, "instead_of": newest.version, "instead_of_s": newest.created_at_s}
             with contextlib.suppress(PreconditionError):
                 self._store.put(_pin_key(name), json.dumps(pin).encode(), if_none_match=etag is None, if_match=etag)
@@ -259,6 +262,10 @@ def _folder(name: str, version: str) -> str:
     if not _VERSION.fullmatch(version):
         raise ArtifactError(f"a version is 1 to 128 letters, digits, '_', '.' or '-', found {version[:80]!r}")
     return f"{PREFIX}{name}/{version}/"
+
+
+def _no_concept(name: str) -> NotFoundError:
+    return NotFoundError(f"no learned concept named {name!r} in the store; train it first", concept=name)
 
 
 def _pin_key(name: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from omnifarm.concept.artifact import ArtifactManifest, encode_soft_tokens, tensors_digest
 from omnifarm.concept.repository import PIN_FILE, ConceptRepository
 from omnifarm.concept.soft_tokens import SoftTokens
-from omnifarm.errors import PreconditionError
+from omnifarm.errors import NotFoundError, PreconditionError
 from omnifarm.store.memory import MemoryStore
 
 SOFT = SoftTokens(und=torch.ones(3, 4), gen=torch.ones(2, 4))
@@ -76,3 +76,13 @@ def test_a_rollback_that_others_always_overtake_is_refused(store: Beside, reposi
     store.acts = [lambda number=number: MemoryStore.put(store, key, b"%d" % number) for number in range(99)]  # type: ignore[misc]
     with pytest.raises(PreconditionError, match=r"expected to roll <maeve> back to v1.*then repeat it"):
         repository.roll_back("maeve", "v1")
+
+
+def test_a_rollback_of_a_concept_that_is_deleted_at_that_moment_says_that_there_is_none(
+    store: Beside, repository: ConceptRepository
+) -> None:
+    repository.roll_back("maeve", "v2")
+    store.acts = [lambda: repository.delete("maeve")]
+    with pytest.raises(NotFoundError, match="no learned concept named 'maeve'"):
+        repository.roll_back("maeve", "v1")
+    assert list(store.list()) == []
