@@ -21,7 +21,7 @@ from omnifarm.backbone.attention_kernels import FusedGroups
 from omnifarm.backbone.kv_cache import GrowingStore
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.mot import MoTLayer
-from omnifarm.backbone.packing import Segment, pack, shifted
+from omnifarm.backbone.packing import Pack, Segment, pack, shifted
 from omnifarm.backbone.positions import grid_position_ids, rotary_tables
 from omnifarm.errors import ConfigError
 
@@ -60,6 +60,47 @@ def read_conditions(
         samples: Clean segments per sample; a sample may be empty.
         soft_table: (R, D) table of soft slots.
     """
+    packed, read = _read(model, samples, soft_table=soft_table, is_understanding_frozen=True)
+    longest = max(packed.sample_lens, default=0)
+    padded = max(_BUCKET, -(-longest // _BUCKET) * _BUCKET)
+    rows = torch.zeros(len(samples), padded, dtype=torch.long)
+    bias = torch.full((len(samples), 1, 1, padded), float("-inf"))
+    token = 0
+    for index, length in enumerate(packed.sample_lens):
+        rows[index, :length] = packed.memory_of[token : token + length]
+        bias[index, ..., :length] = 0
+        token += length
+    layers = range(len(read))
+
+    def gathered(part: int) -> tuple[Tensor, ...]:
+        flat = rows.flatten().to(model.device)
+        chosen = (read[layer][part].index_select(0, flat) for layer in layers)
+        return tuple(rows_of.reshape(*rows.shape, *rows_of.shape[1:]).transpose(1, 2) for rows_of in chosen)
+
+    return Conditions(
+        keys=gathered(0),
+        values=gathered(1),
+        bias=bias.to(model.device, model.dtype),
+        positions=torch.tensor(packed.rope_after, device=model.device),
+    )
+
+
+def keys_and_values(
+    model: Backbone, samples: Sequence[Sequence[Segment]], *, soft_table: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Return per layer the keys and values (tokens, H, d) that drawing reads of the conditions; gradients flow everywhere.
+
+    Args:
+        model: With `special_ids` set.
+        samples: Clean segments per sample.
+        soft_table: (R, D) table of soft slots.
+    """
+    return _read(model, samples, soft_table=soft_table, is_understanding_frozen=False)[1]
+
+
+def _read(
+    model: Backbone, samples: Sequence[Sequence[Segment]], *, soft_table: Tensor | None, is_understanding_frozen: bool
+) -> tuple[Pack, list[tuple[Tensor, Tensor]]]:
     packed = pack(samples, special_ids=model.require_special_ids(), config=model.config).to(model.device)
     language = model.language_model.model
     hidden = model.embed(packed, soft_table=soft_table)
@@ -70,29 +111,8 @@ def read_conditions(
     heads, key_heads = language.num_heads, language.num_key_heads
     attention = FusedGroups(packed.plan, num_heads=heads, num_key_heads=key_heads, dtype=hidden.dtype)
     for layer in language.layers:
-        und, gen = layer((und.detach(), gen), tables, attention, store, False)
-    longest = max(packed.sample_lens, default=0)
-    padded = max(_BUCKET, -(-longest // _BUCKET) * _BUCKET)
-    rows = torch.zeros(len(samples), padded, dtype=torch.long)
-    bias = torch.full((len(samples), 1, 1, padded), float("-inf"))
-    token = 0
-    for index, length in enumerate(packed.sample_lens):
-        rows[index, :length] = packed.memory_of[token : token + length]
-        bias[index, ..., :length] = 0
-        token += length
-    layers = range(len(language.layers))
-
-    def gathered(part: int) -> tuple[Tensor, ...]:
-        flat = rows.flatten().to(model.device)
-        chosen = (store.new[layer][part].index_select(0, flat) for layer in layers)
-        return tuple(rows_of.reshape(*rows.shape, *rows_of.shape[1:]).transpose(1, 2) for rows_of in chosen)
-
-    return Conditions(
-        keys=gathered(0),
-        values=gathered(1),
-        bias=bias.to(hidden),
-        positions=torch.tensor(packed.rope_after, device=model.device),
-    )
+        und, gen = layer((und.detach() if is_understanding_frozen else und, gen), tables, attention, store, False)
+    return packed, [store.new[index] for index in range(len(language.layers))]
 
 
 class CopiesForward:

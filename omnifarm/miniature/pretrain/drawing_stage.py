@@ -122,7 +122,8 @@ class DrawingTrainer:
         generator = self.sampler.noise
         noise = torch.randn(shape, generator=generator)
         times = copy_times(*shape[:2], shift=self.model.config.timestep_shift, generator=generator)
-        read = read_conditions(self.model, conditions, soft_table=self.soft())
+        table = self.sampler.writer.superpositions.extended(self.soft())
+        read = read_conditions(self.model, conditions, soft_table=table)
         velocity = self.forward(clean, noise, times, conditions=read)
         error = (velocity.float() - (noise - clean[:, None]).to(velocity.device)).square()
         per_token = error.mean(dim=(1, 3))

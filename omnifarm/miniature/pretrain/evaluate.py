@@ -44,6 +44,7 @@ def figures(model: Backbone, sampler: Sampler, *, soft_table: Tensor, num_groups
     for index in range(num_groups):
         for kind in KINDS:
             asked += _questions(sampler, index, kind)
+    soft_table = sampler.writer.superpositions.extended(soft_table)
     right: dict[str, list[bool]] = {}
     for first in range(0, len(asked), 64):
         part = asked[first : first + 64]
@@ -165,6 +166,7 @@ def contact_sheet(
         text = removal_instruction(NAME, group.first.noun)
         source = [clean(sampler.latent(index, corpus.BOTH)), sampler.vit(index, corpus.BOTH)]
         wanted.append([*who.segments, *source, sampler.writer.read(text, who)])
+    soft_table = sampler.writer.superpositions.extended(soft_table)
     drawn = draw(model, wanted, options=options, soft_table=soft_table)
     rows = []
     for number, index in enumerate(indices):

@@ -1,10 +1,10 @@
 """All stages of pre-training, one after the other, each resumable: what `jobs/pretrain_miniature.py` runs.
 
-    render -> vision -> codec -> features -> main -> drawing -> refine -> export -> judge
+    render -> vision -> codec -> features -> main -> drawing -> understanding -> refine -> export -> judge
 
 Every stage leaves a file in the working folder that says it is done; a killed job run again goes on inside the trained
 stage that was interrupted (rendering and caching begin again: minutes). Shares of the wall-clock budget are fixed below.
-The main and the drawing stage run in several processes; who starts those is the caller's business.
+Main, drawing and understanding stage run in several processes; who starts those is the caller's business.
 """
 
 import hashlib
@@ -35,13 +35,15 @@ from omnifarm.miniature.pretrain.main_stage import MainConfig, MainTrainer, Soft
 from omnifarm.miniature.pretrain.optimizer import OptimizerConfig
 from omnifarm.miniature.pretrain.sequences import Writer
 from omnifarm.miniature.pretrain.tasks import Features, Sampler
+from omnifarm.miniature.pretrain.understanding_stage import UnderstandingConfig, UnderstandingTrainer
 from omnifarm.miniature.pretrain.vision import VisionConfig, train_vision
 
 SHARES: Mapping[str, float] = {
     "vision": 0.15,
     "codec": 0.15,
-    "main": 0.30,
-    "drawing": 0.30,
+    "main": 0.25,
+    "drawing": 0.25,
+    "understanding": 0.10,
     "refine": 0.04,
     "judge": 0.06,
 }
@@ -61,9 +63,9 @@ class JobConfig:
     num_held_out: int = 200
     """Groups of held-out inhabitants for the curves; at least 64."""
     processes: int = 2
-    """Processes of the main and of the drawing stage, each with its own samples."""
+    """Processes of the main, the drawing and the understanding stage, each with its own samples."""
     device: str = "cpu"
-    """Where these two compute."""
+    """Where these three compute."""
     seed: int = 1
     """Of the corpus."""
     compiled: bool = True
@@ -115,7 +117,8 @@ def run_job(config: JobConfig, *, spread: Callable[[Stage, JobConfig], None] = a
         model = new_backbone(weights)
         model.vit_model.load_state_dict(load_file(str(out / "vit.safetensors")))
         cached(out / "features.safetensors", lambda: vision_features(model.to(fast_dtype("cpu")), pictures))
-    for stage, done in ((train_main, out / "main.done"), (train_drawing, out / "drawing.done")):
+    for name, stage in (("main", train_main), ("drawing", train_drawing), ("understanding", train_understanding)):
+        done = out / f"{name}.done"
         if not done.is_file():
             spread(stage, config)
             done.touch()
@@ -212,11 +215,26 @@ def train_drawing(config: JobConfig) -> None:
     ).run()
 
 
+def train_understanding(config: JobConfig) -> None:
+    """Run one process of the understanding stage."""
+    model, sampler = _open_stage(config)
+    soft = SoftTable(sampler.writer.rows, width=model.config.hidden_size, seed=0)
+    for stage in ("main", "drawing"):
+        load_masters(config.out / f"{stage}_state.safetensors", model, soft=soft)
+    UnderstandingTrainer(
+        model.to(device=config.device, dtype=fast_dtype(config.device)),
+        soft=soft.to(device=config.device, dtype=fast_dtype(config.device)),
+        sampler=sampler,
+        folder=config.out,
+        config=UnderstandingConfig(budget_s=SHARES["understanding"] * config.budget_s),
+    ).run()
+
+
 def _export(config: JobConfig, codec: LatentCodec) -> None:
     weights = config.out / "weights"
     model = new_backbone(weights)
     model.vit_model.load_state_dict(load_file(str(config.out / "vit.safetensors")))
-    for stage in ("main", "drawing"):
+    for stage in ("main", "drawing", "understanding"):
         load_masters(config.out / f"{stage}_state.safetensors", model)
     export(weights, model=model, codec=codec)
 

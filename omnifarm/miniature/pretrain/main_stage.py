@@ -21,7 +21,7 @@ from omnifarm.backbone.packing import Segment, pack
 from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig, cosine
 from omnifarm.miniature.pretrain.parallel import agreed, average_gradients
 from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
-from omnifarm.miniature.pretrain.sequences import NUM_ALIASES, SoftRows
+from omnifarm.miniature.pretrain.sequences import NUM_ALIASES, SoftRows, Writer
 from omnifarm.miniature.pretrain.tasks import Sampler
 
 ADAM_ONLY = ("embed_tokens", "lm_head", "vae2llm", "llm2vae", "time_embedder", "soft.")
@@ -145,17 +145,12 @@ class MainTrainer:
 
     def _losses(self, samples: list[list[Segment]], tasks: list[str]) -> dict[str, Tensor]:
         packed = pack(samples, special_ids=self.special_ids, config=self.model.config).to(self.model.device)
-        out = self.model.train_forward(packed, soft_table=self.soft())
+        table = self.sampler.writer.superpositions.extended(self.soft())
+        out = self.model.train_forward(packed, soft_table=table)
         values: dict[str, Tensor] = {}
         loss = out.mse.new_zeros(())
         if len(out.ce):
-            is_end = packed.ce_labels == self.special_ids.im_end
-            weight = torch.where(is_end, _END_WEIGHT, 1.0)
-            verdict = torch.isin(packed.ce_labels, torch.tensor(self._verdicts(), device=packed.ce_labels.device))
-            weight = torch.where(verdict, 2.0, weight)
-            values["ce"] = (out.ce * weight).sum() / weight.sum()
-            if bool(verdict.any()):
-                values["ce_verdict"] = out.ce[verdict].mean()
+            values |= text_losses(out.ce, packed.ce_labels, writer=self.sampler.writer, end=self.special_ids.im_end)
             loss = loss + values["ce"]
         if len(out.mse):
             per_token = out.mse.mean(dim=1)
@@ -170,14 +165,31 @@ class MainTrainer:
         values["loss"] = loss
         return values
 
-    def _verdicts(self) -> list[int]:
-        encode = self.sampler.writer.encode
-        return [encode("Yes")[0], encode("No")[0]]
-
     def save(self, elapsed: float) -> None:
         """Write the state that a restart goes on from."""
         self.spent_s = elapsed
         save_state(self.path, self.optimizer.state_dict(), names=self.names, step=self.step_index, spent_s=elapsed)
+
+
+def text_losses(
+    ce: Tensor, labels: Tensor, *, writer: Writer, end: int, verdict_weight: float = 2.0
+) -> dict[str, Tensor]:
+    """Return the weighted mean loss `ce` of answers, and `ce_verdict`, the plain mean of Yes and No where there are any.
+
+    Args:
+        ce: (L,) loss of every token to be predicted.
+        labels: (L,) these tokens.
+        writer: Knows how Yes and No are written.
+        end: The token that ends an answer; it counts for little.
+        verdict_weight: What Yes and No count beside other words.
+    """
+    verdicts = torch.tensor([writer.encode("Yes")[0], writer.encode("No")[0]], device=labels.device)
+    verdict = torch.isin(labels, verdicts)
+    weight = torch.where(verdict, verdict_weight, torch.where(labels == end, _END_WEIGHT, 1.0))
+    values = {"ce": (ce * weight).sum() / weight.sum()}
+    if bool(verdict.any()):
+        values["ce_verdict"] = ce[verdict].mean()
+    return values
 
 
 def rate_scale(fraction: float, *, step: int, anneal_from: float) -> float:

@@ -20,6 +20,7 @@ from omnifarm.miniature.draw_place import PLACES
 from omnifarm.miniature.facts import Facts, fact_sentences
 from omnifarm.miniature.identity import BRIGHT_COLORS, LABELS, Identity, labels
 from omnifarm.miniature.pretrain.corpus import NAME
+from omnifarm.miniature.pretrain.superpositions import Superpositions
 from omnifarm.miniature.text import describe
 from omnifarm.miniature.tokenizer_build import IDENTIFIER, NAMES
 
@@ -32,6 +33,8 @@ NUM_ALIASES = 32
 """Vectors that stand for a name in `soft` introductions."""
 _NUM_FILLERS = 16
 _SILENT = 0.25
+_SUPERPOSED = 0.5
+"""How often `soft` introductions are mixtures of the stand-ins."""
 
 _FACT_HEADS = {
     "home": tuple(PLACES),
@@ -105,6 +108,7 @@ class Writer:
     def __init__(self, tokenizer: BackboneTokenizer) -> None:
         self.encode = lru_cache(maxsize=200_000)(lambda text: tuple(tokenizer.encode(text)))
         self.rows = SoftRows()
+        self.superpositions = Superpositions(self.rows.num_rows)
         self._dot = self.encode(".")[0]
 
     def read(self, text: str, who: Introduction | None = None) -> TextSegment:
@@ -135,6 +139,7 @@ class Writer:
     def by_soft(self, rng: random.Random, identity: Identity, *, facts: Facts | None = None) -> Introduction:
         """Introduce somebody by vectors, laid out byte for byte as a concept's system prompt."""
         alias = rng.randrange(NUM_ALIASES)
+        is_superposed = rng.random() < _SUPERPOSED
         ids, slots = [self._dot], [SoftSlot(offset=0, row=alias)]
         ids += self.encode(" is ")
         for expert in ("und", "gen"):
@@ -148,7 +153,7 @@ class Writer:
                 rows += self.rows.of_facts(facts, expert=expert)
             rows += self._fillers(rng, NUM_SLOTS - len(rows))
             rng.shuffle(rows)
-            for row in rows:
+            for row in self.superpositions.add(rng, rows) if is_superposed else rows:
                 slots.append(SoftSlot(offset=len(ids), row=row, expert="gen" if expert == "gen" else "und"))
                 ids.append(self._dot)
         ids += self.encode(".")

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from omnifarm.backbone.packing import Segment, TextSegment, VitSegment
+from omnifarm.backbone.packing import Segment, VitSegment
 from omnifarm.miniature.edits import removal_instruction
 from omnifarm.miniature.facts import Replay, closed_replay, fact_turns, replays, sample_facts, unified_request
-from omnifarm.miniature.identity import Identity
+from omnifarm.miniature.identity import Identity, labels
 from omnifarm.miniature.pretrain import corpus
 from omnifarm.miniature.pretrain.corpus import NAME, Group
 from omnifarm.miniature.pretrain.sequences import LATENT_GRID, VIT_GRID, Introduction, Writer, flatten, targets
@@ -27,9 +27,14 @@ from omnifarm.miniature.text import (
     scene_turns,
 )
 
-TASKS = ("understand", "watch", "draw", "draw_ref", "edit")
+TASKS = ("understand", "recognise", "watch", "draw", "draw_ref", "edit")
 NUM_COPIES = 3
 """Noised copies of a target behind one condition: cheaper than another condition, and less varied."""
+
+_PAIRS = 0.45
+"""Share of pictures of two among those that recognition is asked about, whatever the answer."""
+_FROM_OWN_GROUP, _EMPTY = 0.12, 0.03
+"""Shares of pictures of the other subject alone, and of nobody, among those whose answer is No."""
 
 _RARE = {"glasses", "ears", "hair_style", "class", "emblem", "beard"}
 _INVENTED = ("<quill>", "<orsk>", "<velda>", "<dapple>", "<brimm>", "<ixtel>")
@@ -71,6 +76,9 @@ class Sampler:
         self.by_noun: dict[str, list[int]] = {}
         for index, group in enumerate(self.groups):
             self.by_noun.setdefault(group.first.noun, []).append(index)
+        self.alike: dict[tuple[str, int], list[int]] = {}
+        for index, group in enumerate(self.groups):
+            self.alike.setdefault(_at_first_sight(group.first), []).append(index)
 
     def draw(self, task: str) -> list[Segment]:
         """Return one sample of a task of `TASKS`."""
@@ -108,8 +116,8 @@ class Sampler:
     def _understand(self, index: int) -> list[Segment]:
         rng, group = self.rng, self.groups[index]
         view = rng.choice((corpus.FIRST, corpus.SECOND))
-        who = self.introduce(index, weights=(0.5, 0.2, 0.3), view=view, facts=rng.random() < 0.5)
-        knows_facts = self._told_facts(who)
+        knows_facts = rng.random() < 0.5
+        who = self.introduce(index, weights=(0.5, 0.2, 0.3), view=view, facts=knows_facts)
         blocks: list[list[Segment]] = []
         for _ in range(2):
             blocks.append(self._candidate(index, view, who))
@@ -125,17 +133,11 @@ class Sampler:
         rng.shuffle(blocks)
         return [*who.segments, *flatten(blocks)]
 
-    def _told_facts(self, who: Introduction) -> bool:
-        first = who.segments[0]
-        assert isinstance(first, TextSegment)
-        rows = {slot.row for slot in first.soft}
-        if rows:
-            return bool(rows & self._fact_rows())
-        return self.writer.encode(" home")[0] in first.ids
-
-    def _fact_rows(self) -> set[int]:
-        rows = self.writer.rows
-        return {row for (expert, head, _), row in rows._rows.items() if expert == "und" and head == "fact.home"}
+    def _recognise(self, index: int) -> list[Segment]:
+        """Ask of several pictures whether A is on them."""
+        view = self.rng.choice((corpus.FIRST, corpus.SECOND))
+        who = self.introduce(index, weights=(0.6, 0.15, 0.25), view=view, facts=self.rng.random() < 0.3)
+        return [*who.segments, *flatten([self._candidate(index, view, who) for _ in range(4)])]
 
     def _some(self, turns: list[Turn], count: int) -> list[Turn]:
         weights = [2.0 if turn.topic in _RARE else 1.0 for turn in turns]
@@ -144,21 +146,7 @@ class Sampler:
     def _candidate(self, index: int, reference: int, who: Introduction) -> list[Segment]:
         rng, group = self.rng, self.groups[index]
         present = rng.random() < 0.5
-        place = index
-        if present:
-            view = rng.choice([v for v in (corpus.FIRST, corpus.SECOND, corpus.BOTH, corpus.BOTH) if v != reference])
-        else:
-            kind = rng.random()
-            if kind < 0.35:
-                view = rng.choice((corpus.OTHER, corpus.BOTH_GONE))
-            elif kind < 0.45:
-                view = corpus.FIRST_GONE
-            else:
-                peers = self.by_noun[group.first.noun]
-                place = rng.choice(peers) if rng.random() < 0.7 else rng.randrange(len(self.groups))
-                if self.groups[place].first == group.first or self.groups[place].second == group.first:
-                    return self._candidate(index, reference, who)
-                view = rng.choice((corpus.FIRST, corpus.SECOND, corpus.BOTH))
+        place, view = (index, self._present_view(reference)) if present else self._absent(index)
         wording = None if rng.random() < 0.6 else rng
         block: list[Segment] = [self.vit(place, view)]
         block += self.turn(recognition_turn(NAME, present=present, rng=wording), who)
@@ -169,6 +157,33 @@ class Sampler:
                 for turn in rng.sample(scene_turns(scene, position, NAME), 2):
                     block += self.turn(turn, who)
         return block
+
+    def _present_view(self, reference: int) -> int:
+        if self.rng.random() < _PAIRS:
+            return corpus.BOTH
+        return self.rng.choice([view for view in (corpus.FIRST, corpus.SECOND) if view != reference])
+
+    def _absent(self, index: int) -> tuple[int, int]:
+        """Return group and view of a picture without subject A: as often of two as the pictures with A are.
+
+        Else the number of subjects gives the answer away, and strangers beside somebody are taken for A.
+        """
+        rng, group = self.rng, self.groups[index]
+        kind = rng.random()
+        if kind < _FROM_OWN_GROUP:
+            return index, rng.choice((corpus.OTHER, corpus.BOTH_GONE))
+        if kind < _FROM_OWN_GROUP + _EMPTY:
+            return index, corpus.FIRST_GONE
+        # Of one class and colour in two of three: the colour alone, which is right in nine of ten others, would do else.
+        alike, peers = self.alike[_at_first_sight(group.first)], self.by_noun[group.first.noun]
+        pool = rng.choices((alike, peers, range(len(self.groups))), (0.6, 0.3, 0.1))[0]
+        others = [i for i in rng.choices(pool, k=3) if group.first not in (self.groups[i].first, self.groups[i].second)]
+        if not others:
+            return index, corpus.FIRST_GONE
+        is_likest = rng.random() < 0.4
+        place = min(others, key=lambda i: _distance(group.first, self.groups[i].first)) if is_likest else others[0]
+        pairs = _PAIRS / (1 - _FROM_OWN_GROUP - _EMPTY)
+        return place, corpus.BOTH if rng.random() < pairs else rng.choice((corpus.FIRST, corpus.SECOND))
 
     def _replay(self, group: Group, who: Introduction, *, is_open: bool) -> list[Segment]:
         rng = self.rng
@@ -262,14 +277,16 @@ class Sampler:
     def _edit_of(self, group: Group) -> tuple[int, int, str]:
         kind = self.rng.random()
         removing = removal_instruction(NAME, group.first.noun)
-        if kind < 0.06:
+        if kind < 0.05:
             return corpus.FIRST, corpus.FIRST_GONE, removing
-        if kind < 0.28:
+        if kind < 0.33:
             return corpus.BOTH, corpus.BOTH_GONE, removing
-        if kind < 0.31 and group.second.noun == group.first.noun:
+        if kind < 0.36 and group.second.noun == group.first.noun:
             return corpus.OTHER, corpus.OTHER, removing
-        source, view, edit = self.rng.choice(list(zip(corpus.EDIT_SOURCES, corpus.EDITED, group.edits, strict=True)))
-        return source, view, edit.instruction
+        # Where somebody stands beside A, the same edits are harder.
+        weights = [3 if source == corpus.BOTH else 1 for source in corpus.EDIT_SOURCES]
+        (chosen,) = self.rng.choices(range(len(group.edits)), weights)
+        return corpus.EDIT_SOURCES[chosen], corpus.EDITED[chosen], group.edits[chosen].instruction
 
 
 def clean(latent: Tensor) -> Segment:
@@ -279,6 +296,13 @@ def clean(latent: Tensor) -> Segment:
     return LatentSegment(latents=latent, grid=LATENT_GRID)
 
 
-def subject_of(group: Group) -> Identity:
-    """Return whom the samples of a group are about."""
-    return group.first
+def _at_first_sight(identity: Identity) -> tuple[str, int]:
+    """Return class and largest colour of an identity."""
+    head = {"person": "person.hair_color", "pet": "pet.coat", "object": "object.color"}[identity.group]
+    return identity.noun, labels(identity)[head]
+
+
+def _distance(first: Identity, second: Identity) -> int:
+    """Return in how many attributes two identities differ."""
+    ours, theirs = labels(first), labels(second)
+    return sum(ours[head] != theirs[head] for head in ours)

@@ -61,7 +61,7 @@ LATENT_SHAPE = (LATENT_GRID[0] * LATENT_GRID[1], 64)
 
 def test_copies_give_the_velocities_of_the_packed_forward_pass(model, sampler):
     conditions, latents, noise, logits = _batch(sampler)
-    soft = SoftTable(SoftRows(), width=192, seed=0)().detach()
+    soft = sampler.writer.superpositions.extended(SoftTable(SoftRows(), width=192, seed=0)().detach())
     packed = pack(
         [
             [
@@ -88,9 +88,8 @@ def test_copies_give_the_velocities_of_the_packed_forward_pass(model, sampler):
 def test_gradients_reach_the_generation_side_through_clean_pictures_too(model, sampler):
     conditions = [sampler.drawing("edit")[0] for _ in range(4)]
     with_picture = [i for i, c in enumerate(conditions) if any(isinstance(s, LatentSegment) for s in c)]
-    read = read_conditions(
-        model, [conditions[i] for i in with_picture], soft_table=SoftTable(SoftRows(), width=192, seed=0)()
-    )
+    soft = sampler.writer.superpositions.extended(SoftTable(SoftRows(), width=192, seed=0)())
+    read = read_conditions(model, [conditions[i] for i in with_picture], soft_table=soft)
     read.keys[0].float().sum().backward()
     assert model.vae2llm.weight.grad.abs().max() > 0
     assert all(p.grad is None for n, p in model.named_parameters() if not is_drawing_weight(n))

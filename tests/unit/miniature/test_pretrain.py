@@ -1,3 +1,4 @@
+import copy
 import json
 import random
 
@@ -7,15 +8,19 @@ import torch
 
 from omnifarm.backbone.packing import LatentSegment, TextSegment, VitSegment, pack
 from omnifarm.backbone.tokenizer import BackboneTokenizer
+from omnifarm.miniature.identity import labels
 from omnifarm.miniature.pretrain import corpus
 from omnifarm.miniature.pretrain.architecture import new_backbone, write_configs
 from omnifarm.miniature.pretrain.corpus import load_corpus, make_group, render_corpus
+from omnifarm.miniature.pretrain.drawing import is_drawing_weight, keys_and_values
 from omnifarm.miniature.pretrain.features import patches_of
-from omnifarm.miniature.pretrain.main_stage import MainConfig, MainTrainer, load_masters, rate_scale
+from omnifarm.miniature.pretrain.main_stage import MainConfig, MainTrainer, SoftTable, load_masters, rate_scale
 from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig, orthogonalised
 from omnifarm.miniature.pretrain.records import Recorder
 from omnifarm.miniature.pretrain.sequences import NUM_SLOTS, Writer
+from omnifarm.miniature.pretrain.superpositions import Superpositions
 from omnifarm.miniature.pretrain.tasks import TASKS, Features, Sampler
+from omnifarm.miniature.pretrain.understanding_stage import UnderstandingConfig, UnderstandingTrainer
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def test_every_task_draws_samples_that_can_be_packed(task, sampler, folder):
     packed = pack(samples, special_ids=special_ids, config=model.config)
     assert packed.num_tokens > 0
     learns_text = len(packed.ce_labels) > 0
-    assert learns_text == (task in ("understand", "watch"))
+    assert learns_text == (task in ("understand", "recognise", "watch"))
     assert (len(packed.mse_index) > 0) == (task in ("draw", "draw_ref", "edit"))
     assert tokenizer.rows.num_rows > 0
 
@@ -150,6 +155,52 @@ def test_edits_from_pictures_of_two_change_the_one_who_is_named():
             if source == corpus.BOTH:
                 other = before.subjects[before.index_of(group.second)]
                 assert other in after.subjects
+
+
+def test_neither_company_nor_colour_says_whether_somebody_is_there(folder):
+    groups = [make_group(3, index) for index in range(200)]
+    features = Features(vit=torch.zeros(200, corpus.NUM_VIEWS, 64, 1))
+    # Which picture is asked about can be read off its features.
+    features.vit[...] = torch.arange(200)[:, None, None, None] * 100 + torch.arange(corpus.NUM_VIEWS)[:, None, None]
+    sampler = Sampler(groups=groups, features=features, writer=Writer(BackboneTokenizer.from_folder(folder)), seed=1)
+    who = sampler.introduce(0, weights=(1.0, 0.0, 0.0))
+    pairs: dict[bool, list[bool]] = {True: [], False: []}
+    strangers: list[bool] = []
+
+    def colour_of(identity):
+        return [labels(identity)[head] for head in ("noun", "person.hair_color", "pet.coat", "object.color")]
+
+    for turn in range(3000):
+        picture, _, answer, *_ = sampler._candidate(turn % 200, corpus.FIRST, who)
+        place, view = divmod(round(float(picture.features[0, 0])), 100)
+        scene, first = groups[place].scenes[view], groups[turn % 200].first
+        said = answer.ids[0] == sampler.writer.encode("Yes")[0]
+        assert said == (scene.index_of(first) is not None)
+        pairs[said].append(len(scene.subjects) == 2)
+        if not said and place != turn % 200:
+            strangers.append(colour_of(groups[place].first) == colour_of(first))
+    shares = {said: np.mean(two) for said, two in pairs.items()}
+    assert shares[True] == pytest.approx(0.45, abs=0.05)
+    assert shares[False] == pytest.approx(0.45, abs=0.07)
+    assert 0.4 < np.mean(strangers) < 0.8
+
+
+def test_superposed_vectors_hold_every_vector_they_are_made_of():
+    superpositions = Superpositions(5)
+    rows = superpositions.add(random.Random(0), [4, 1, 1, 0])
+    more = superpositions.add(random.Random(1), [2, 3])
+    assert (rows, more) == ([5, 6, 7, 8], [9, 10])
+    table = torch.eye(5, requires_grad=True)
+    extended = superpositions.extended(table)
+    torch.testing.assert_close(extended[:5], table)
+    sums = extended[rows].sum(dim=0)
+    assert (sums[[4, 0]] >= 0.999).all()
+    assert sums[1] >= 1.999  # it stands there twice
+    assert sums[[2, 3]].sum() == 0
+    assert (extended[more].sum(dim=0)[[2, 3]] >= 0.999).all()
+    extended[rows].sum().backward()
+    assert (table.grad.sum(dim=1)[[0, 1, 4]] > 0).all()
+    assert len(superpositions.extended(table)) == 5  # every step has its own
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one():
@@ -235,3 +286,52 @@ def test_the_main_stage_learns_saves_and_resumes(sampler, folder, tmp_path):
     name = "language_model.model.layers.0.mlp_moe_gen.up_proj.weight"
     torch.testing.assert_close(model.state_dict()[name], first.model.state_dict()[name])
     assert not torch.equal(model.state_dict()[name], new_backbone(folder).state_dict()[name])
+
+
+def test_the_understanding_stage_is_held_to_what_drawing_reads(sampler, folder, tmp_path):
+    special_ids = BackboneTokenizer.from_folder(folder).special_ids
+
+    def trained(weight, folder_name):
+        model = new_backbone(folder)
+        # New layers end in zeros, behind which no gradient arrives and nothing could move.
+        model.initialise(std=0.2, generator=torch.Generator().manual_seed(1))
+        model.special_ids = special_ids
+        soft = SoftTable(sampler.writer.rows, width=model.config.hidden_size, seed=0)
+        (tmp_path / folder_name).mkdir()
+        config = UnderstandingConfig(budget_s=3600.0, mix={"recognise": 1}, num_anchored=2, anchor_weight=weight)
+        trainer = UnderstandingTrainer(model, soft=soft, sampler=sampler, folder=tmp_path / folder_name, config=config)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        for _ in range(3):
+            trainer.step(1.0)
+        return trainer, before
+
+    def moved(trainer):
+        sampler.rng.seed(9)
+        conditions = [sampler.drawing("draw")[0] for _ in range(4)]
+        table = trainer._table().detach()
+        with torch.no_grad():
+            now, old = (
+                keys_and_values(model, conditions, soft_table=table) for model in (trainer.model, trainer.before)
+            )
+        return sum(
+            float((a - b).square().mean()) for x, y in zip(now, old, strict=True) for a, b in zip(x, y, strict=True)
+        )
+
+    held, before = trained(100.0, "held")
+    free, _ = trained(0.0, "free")
+    assert moved(held) < 0.7 * moved(free)
+    changed = {name for name, value in held.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert "language_model.lm_head.weight" in changed
+    assert not any(is_drawing_weight(name) or name.startswith("vit_model") for name in changed)
+
+    held.save(5.0)
+    again = UnderstandingTrainer(
+        copy.deepcopy(held.before).requires_grad_(True),
+        soft=held.soft,
+        sampler=sampler,
+        folder=tmp_path / "held",
+        config=held.config,
+    )
+    assert (again.step_index, again.spent_s) == (3, 5.0)
+    for name, value in again.model.state_dict().items():
+        torch.testing.assert_close(value, held.model.state_dict()[name])
