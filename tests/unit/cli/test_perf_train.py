@@ -37,4 +37,4 @@ def test_every_side_is_measured_and_trains_the_same(monkeypatch: pytest.MonkeyPa
         assert [lane.losses[0].total for lane in kept[name].lanes] == pytest.approx(plain, rel=1e-4)
     for name in ("precision", "compile", "lanes", *AT_ITS_BEST):
         assert [lane.losses[0].total for lane in kept[name].lanes] == pytest.approx(plain, rel=0.03)
-    assert report["final_loss"]["ours"] == pytest.approx(report["final_loss"]["plain"], rel=0.02)
+    assert report["final_loss"]["ours"] == pytest.approx(report["final_loss"]["plain"], rel=0.05)
