@@ -43,7 +43,7 @@ def test_a_killed_pre_training_goes_on_and_ends_in_a_backbone(tmp_path):
     tower_written = (out / "vit.safetensors").stat().st_mtime_ns
 
     second = _begin(out)
-    said = second.communicate(timeout=280)[1]
+    said = second.communicate(timeout=420)[1]
     assert second.returncode == 0, said
     assert (out / "vit.safetensors").stat().st_mtime_ns == tower_written
     lines = [json.loads(line) for line in (out / "drawing.jsonl").read_text().splitlines()]
