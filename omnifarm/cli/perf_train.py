@@ -121,7 +121,8 @@ def measure(*, num_concepts: int, rounds: int, threads: int, log: Callable[[str]
                     side.cpu_seconds.append(took_cpu_s)
                 log(f"turn {turn + 1} of {2 + rounds}: {name} took {took_s:.2f} s")
         final_loss = {
-            name: _held_out_loss(sides[side].lanes, specs) for name, side in (("plain", "plain"), ("ours", "lanes"))
+            name: _held_out_loss(sides[side].lanes, specs)
+            for name, side in (("plain", "plain"), ("plain_bf16", "plain_bf16"), ("ours", "lanes"))
         }
         return _report(sides, final_loss=final_loss, threads=threads)
 

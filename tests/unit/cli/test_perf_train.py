@@ -32,9 +32,13 @@ def test_every_side_is_measured_and_trains_the_same(monkeypatch: pytest.MonkeyPa
     assert 0 < report["mfu"] < 1
     # Every side drew the same samples: in float32 to rounding, with bf16 weights to theirs.
     plain = [lane.losses[0].total for lane in kept["plain"].lanes]
+    last = [lane.losses[-1].total for lane in kept["plain"].lanes]
     assert [lane.losses[0].total for lane in kept["caching"].lanes] == pytest.approx(plain, rel=1e-6)
     for name in ("padding", "sharing"):
         assert [lane.losses[0].total for lane in kept[name].lanes] == pytest.approx(plain, rel=1e-4)
+        assert [lane.losses[-1].total for lane in kept[name].lanes] == pytest.approx(last, rel=1e-3)
     for name in ("precision", "compile", "lanes", *AT_ITS_BEST):
         assert [lane.losses[0].total for lane in kept[name].lanes] == pytest.approx(plain, rel=0.03)
-    assert report["final_loss"]["ours"] == pytest.approx(report["final_loss"]["plain"], rel=0.05)
+        assert [lane.losses[-1].total for lane in kept[name].lanes] == pytest.approx(last, rel=0.02)
+    # Held-out photographs amplify what bf16 does to three steps; beside the same precision nothing is lost.
+    assert report["final_loss"]["ours"] == pytest.approx(report["final_loss"]["plain_bf16"], rel=0.02)
