@@ -4,24 +4,22 @@ Runs after the main stage. Each step reads a few conditions and draws many noise
 `drawing`. Data parallel over processes; the budget is wall-clock time.
 """
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.packing import LatentSegment, Segment
 from omnifarm.miniature.pretrain.drawing import CopiesForward, copy_times, is_drawing_weight, read_conditions
-from omnifarm.miniature.pretrain.main_stage import ADAM_ONLY, SoftTable, rate_scale
-from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig
-from omnifarm.miniature.pretrain.parallel import agreed, average_gradients
-from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
+from omnifarm.miniature.pretrain.main_stage import SoftTable
+from omnifarm.miniature.pretrain.optimizer import OptimizerConfig
+from omnifarm.miniature.pretrain.parallel import average_gradients
 from omnifarm.miniature.pretrain.sequences import LATENT_GRID
 from omnifarm.miniature.pretrain.tasks import Sampler
+from omnifarm.miniature.pretrain.timed import TimedTrainer
 
 _KEPT_WEIGHT = 4.0
 """Weight of tokens that an edit leaves alone: their error is small beside that of drawn ones, and plain to see."""
@@ -48,7 +46,7 @@ class DrawingConfig:
     """Whether to use torch.compile."""
 
 
-class DrawingTrainer:
+class DrawingTrainer(TimedTrainer):
     """One process of the drawing stage.
 
     Args:
@@ -63,40 +61,13 @@ class DrawingTrainer:
         self, model: Backbone, *, soft: SoftTable, sampler: Sampler, folder: Path, config: DrawingConfig
     ) -> None:
         self.model, self.soft, self.sampler, self.config = model, soft, sampler, config
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
         named = [(f"soft.{n}", p) for n, p in soft.named_parameters()]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_drawing_weight(name))
             if parameter.requires_grad:
                 named.append((name, parameter))
-        self.names = [name for name, _ in named]
-        self.optimizer = MasterOptimizer(named, config=config.optimizer, adam_only=ADAM_ONLY)
+        super().__init__(named, name="drawing", folder=folder, timing=config)
         self.forward = CopiesForward(model, grid=LATENT_GRID, compiled=config.compiled)
-        self.recorder = Recorder(folder / "drawing.jsonl")
-        self.path = folder / "drawing_state.safetensors"
-        self.step_index, self.spent_s = 0, 0.0
-        if self.path.is_file():
-            state, facts = load_state(self.path)
-            self.optimizer.load_state_dict(state)
-            self.step_index, self.spent_s = facts["step"], facts["spent_s"]
-
-    def run(self) -> None:
-        """Train until the budget is spent."""
-        start = time.monotonic() - self.spent_s
-        saved = logged = time.monotonic()
-        while (elapsed := agreed(time.monotonic() - start)) < self.config.budget_s:
-            fraction = elapsed / self.config.budget_s
-            self.step(rate_scale(fraction, step=self.step_index, anneal_from=self.config.anneal_from))
-            now = time.monotonic()
-            if self.rank == 0 and now - logged > 20:
-                logged = now
-                self.recorder.write(seconds=round(elapsed, 1), skipped=self.optimizer.num_skipped)
-            if self.rank == 0 and now - saved > self.config.save_every_s:
-                saved = now
-                self.save(elapsed)
-        if self.rank == 0:
-            self.recorder.write(final=True)
-            self.save(self.config.budget_s)
 
     def step(self, scale: float) -> None:
         """Draw the batches, take their gradients, update."""
@@ -129,11 +100,6 @@ class DrawingTrainer:
         per_token = error.mean(dim=(1, 3))
         kept = torch.stack([kept_tokens(c, x) for c, x in zip(conditions, latents, strict=True)]).to(per_token.device)
         return per_token.mean(dim=1), (per_token * (1 + (_KEPT_WEIGHT - 1) * kept)).mean(dim=1)
-
-    def save(self, elapsed: float) -> None:
-        """Write the state that a restart goes on from."""
-        self.spent_s = elapsed
-        save_state(self.path, self.optimizer.state_dict(), names=self.names, step=self.step_index, spent_s=elapsed)
 
 
 def kept_tokens(conditions: Sequence[Segment], latents: Tensor) -> Tensor:

@@ -5,26 +5,23 @@ The budget is wall-clock time; the rate is annealed over it, so a run ends annea
 Vision tower and codec are frozen, their outputs come from `features`.
 """
 
-import random
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from omnifarm.backbone.config import SpecialIds
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.packing import Segment, pack
-from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig, cosine
-from omnifarm.miniature.pretrain.parallel import agreed, average_gradients
-from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
+from omnifarm.miniature.pretrain.optimizer import OptimizerConfig
+from omnifarm.miniature.pretrain.parallel import average_gradients
+from omnifarm.miniature.pretrain.records import load_state
 from omnifarm.miniature.pretrain.sequences import NUM_ALIASES, SoftRows, Writer
 from omnifarm.miniature.pretrain.tasks import Sampler
+from omnifarm.miniature.pretrain.timed import TimedTrainer
 
-ADAM_ONLY = ("embed_tokens", "lm_head", "vae2llm", "llm2vae", "time_embedder", "soft.")
 _END_WEIGHT = 0.2
 _NUM_NOISE = 16
 
@@ -74,7 +71,7 @@ class SoftTable(nn.Module):
         return torch.cat((self.alias, zero, self.noise, self.attribute))
 
 
-class MainTrainer:
+class MainTrainer(TimedTrainer):
     """One process of the main stage.
 
     Args:
@@ -89,44 +86,13 @@ class MainTrainer:
         self, model: Backbone, *, sampler: Sampler, special_ids: SpecialIds, folder: Path, config: MainConfig
     ) -> None:
         self.model, self.sampler, self.special_ids, self.config = model, sampler, special_ids, config
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
         width = model.config.hidden_size
         self.soft = SoftTable(sampler.writer.rows, width=width, seed=config.seed).to(model.dtype)
         model.vit_model.requires_grad_(False)
         model.set_training_mode(compiled=config.compiled)
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         named += [(f"soft.{n}", p) for n, p in self.soft.named_parameters()]
-        self.optimizer = MasterOptimizer(named, config=config.optimizer, adam_only=ADAM_ONLY)
-        self.names = [name for name, _ in named]
-        self.recorder = Recorder(folder / "main.jsonl")
-        self.path = folder / "main_state.safetensors"
-        self.step_index, self.spent_s = 0, 0.0
-        if self.path.is_file():
-            state, facts = load_state(self.path)
-            self.optimizer.load_state_dict(state)
-            self.step_index, self.spent_s = facts["step"], facts["spent_s"]
-        self.random = random.Random(config.seed * 1000 + self.rank + self.step_index)
-
-    def run(self) -> None:
-        """Train until the budget is spent."""
-        start = time.monotonic() - self.spent_s
-        saved = logged = time.monotonic()
-        while True:
-            elapsed = agreed(time.monotonic() - start)
-            fraction = elapsed / self.config.budget_s
-            if fraction >= 1:
-                break
-            self.step(rate_scale(fraction, step=self.step_index, anneal_from=self.config.anneal_from))
-            now = time.monotonic()
-            if self.rank == 0 and now - logged > 20:
-                logged = now
-                self.recorder.write(seconds=round(elapsed, 1), skipped=self.optimizer.num_skipped)
-            if self.rank == 0 and now - saved > self.config.save_every_s:
-                saved = now
-                self.save(elapsed)
-        if self.rank == 0:
-            self.recorder.write(final=True)
-            self.save(self.config.budget_s)
+        super().__init__(named, name="main", folder=folder, timing=config)
 
     def step(self, scale: float) -> None:
         """Draw a batch, take the gradient, update."""
@@ -165,11 +131,6 @@ class MainTrainer:
         values["loss"] = loss
         return values
 
-    def save(self, elapsed: float) -> None:
-        """Write the state that a restart goes on from."""
-        self.spent_s = elapsed
-        save_state(self.path, self.optimizer.state_dict(), names=self.names, step=self.step_index, spent_s=elapsed)
-
 
 def text_losses(
     ce: Tensor, labels: Tensor, *, writer: Writer, end: int, verdict_weight: float = 2.0
@@ -190,13 +151,6 @@ def text_losses(
     if bool(verdict.any()):
         values["ce_verdict"] = ce[verdict].mean()
     return values
-
-
-def rate_scale(fraction: float, *, step: int, anneal_from: float) -> float:
-    """Return the schedule's factor: 100 warm-up steps, flat, then a cosine down to 1 % at the end of the budget."""
-    warm = min(1.0, (step + 1) / 100)
-    falling = cosine((fraction - anneal_from) / (1 - anneal_from)) if fraction > anneal_from else 1.0
-    return warm * falling
 
 
 def load_masters(path: Path, model: Backbone, *, soft: SoftTable | None = None) -> int:

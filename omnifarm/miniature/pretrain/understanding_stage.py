@@ -10,23 +10,21 @@ as often under either answer. Data parallel over processes; the budget is wall-c
 """
 
 import copy
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from omnifarm.backbone.model import Backbone
 from omnifarm.backbone.packing import Segment, pack
 from omnifarm.miniature.pretrain.drawing import is_drawing_weight, keys_and_values
-from omnifarm.miniature.pretrain.main_stage import ADAM_ONLY, SoftTable, rate_scale, text_losses
-from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig
-from omnifarm.miniature.pretrain.parallel import agreed, average_gradients
-from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
+from omnifarm.miniature.pretrain.main_stage import SoftTable, text_losses
+from omnifarm.miniature.pretrain.optimizer import OptimizerConfig
+from omnifarm.miniature.pretrain.parallel import average_gradients
 from omnifarm.miniature.pretrain.tasks import Sampler
+from omnifarm.miniature.pretrain.timed import TimedTrainer
 
 _FROZEN = ("vit_model", "vit_pos_embed", "latent_pos_embed")
 _VERDICT_WEIGHT = 3.0
@@ -52,7 +50,7 @@ class UnderstandingConfig:
     """Between two states on disk."""
 
 
-class UnderstandingTrainer:
+class UnderstandingTrainer(TimedTrainer):
     """One process of the understanding stage.
 
     Args:
@@ -68,7 +66,6 @@ class UnderstandingTrainer:
         self, model: Backbone, *, soft: SoftTable, sampler: Sampler, folder: Path, config: UnderstandingConfig
     ) -> None:
         self.model, self.soft, self.sampler, self.config = model, soft, sampler, config
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.before = copy.deepcopy(model).requires_grad_(False)
         model.set_training_mode(compiled=False)
         named = [(f"soft.{n}", p) for n, p in soft.named_parameters()]
@@ -76,33 +73,7 @@ class UnderstandingTrainer:
             parameter.requires_grad_(not is_drawing_weight(name) and not name.startswith(_FROZEN))
             if parameter.requires_grad:
                 named.append((name, parameter))
-        self.names = [name for name, _ in named]
-        self.optimizer = MasterOptimizer(named, config=config.optimizer, adam_only=ADAM_ONLY)
-        self.recorder = Recorder(folder / "understanding.jsonl")
-        self.path = folder / "understanding_state.safetensors"
-        self.step_index, self.spent_s = 0, 0.0
-        if self.path.is_file():
-            state, facts = load_state(self.path)
-            self.optimizer.load_state_dict(state)
-            self.step_index, self.spent_s = facts["step"], facts["spent_s"]
-
-    def run(self) -> None:
-        """Train until the budget is spent."""
-        start = time.monotonic() - self.spent_s
-        saved = logged = time.monotonic()
-        while (elapsed := agreed(time.monotonic() - start)) < self.config.budget_s:
-            fraction = elapsed / self.config.budget_s
-            self.step(rate_scale(fraction, step=self.step_index, anneal_from=self.config.anneal_from))
-            now = time.monotonic()
-            if self.rank == 0 and now - logged > 20:
-                logged = now
-                self.recorder.write(seconds=round(elapsed, 1), skipped=self.optimizer.num_skipped)
-            if self.rank == 0 and now - saved > self.config.save_every_s:
-                saved = now
-                self.save(elapsed)
-        if self.rank == 0:
-            self.recorder.write(final=True)
-            self.save(self.config.budget_s)
+        super().__init__(named, name="understanding", folder=folder, timing=config)
 
     def step(self, scale: float) -> None:
         """Ask a batch of questions, take the gradient with the anchor's, update."""
@@ -147,8 +118,3 @@ class UnderstandingTrainer:
 
     def _table(self) -> Tensor:
         return self.sampler.writer.superpositions.extended(self.soft())
-
-    def save(self, elapsed: float) -> None:
-        """Write the state that a restart goes on from."""
-        self.spent_s = elapsed
-        save_state(self.path, self.optimizer.state_dict(), names=self.names, step=self.step_index, spent_s=elapsed)

@@ -14,12 +14,13 @@ from omnifarm.miniature.pretrain.architecture import new_backbone, write_configs
 from omnifarm.miniature.pretrain.corpus import load_corpus, make_group, render_corpus
 from omnifarm.miniature.pretrain.drawing import is_drawing_weight, keys_and_values
 from omnifarm.miniature.pretrain.features import patches_of
-from omnifarm.miniature.pretrain.main_stage import MainConfig, MainTrainer, SoftTable, load_masters, rate_scale
+from omnifarm.miniature.pretrain.main_stage import MainConfig, MainTrainer, SoftTable, load_masters
 from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConfig, orthogonalised
 from omnifarm.miniature.pretrain.records import Recorder
 from omnifarm.miniature.pretrain.sequences import NUM_SLOTS, Writer
 from omnifarm.miniature.pretrain.superpositions import Superpositions
 from omnifarm.miniature.pretrain.tasks import TASKS, Features, Sampler
+from omnifarm.miniature.pretrain.timed import rate_scale
 from omnifarm.miniature.pretrain.understanding_stage import UnderstandingConfig, UnderstandingTrainer
 
 
