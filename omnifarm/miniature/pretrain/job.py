@@ -1,10 +1,10 @@
 """All stages of pre-training, one after the other, each resumable: what `jobs/pretrain_miniature.py` runs.
 
-    render -> vision -> codec -> features -> main -> drawing -> understanding -> refine -> export -> judge
+    render -> vision -> codec -> features -> main -> understanding -> drawing -> refine -> export -> judge
 
 Every stage leaves a file in the working folder that says it is done; a killed job run again goes on inside the trained
 stage that was interrupted (rendering and caching begin again: minutes). Shares of the wall-clock budget are fixed below.
-Main, drawing and understanding stage run in several processes; who starts those is the caller's business.
+Main, understanding and drawing stage run in several processes; who starts those is the caller's business.
 """
 
 import hashlib
@@ -39,11 +39,11 @@ from omnifarm.miniature.pretrain.understanding_stage import UnderstandingConfig,
 from omnifarm.miniature.pretrain.vision import VisionConfig, train_vision
 
 SHARES: Mapping[str, float] = {
-    "vision": 0.15,
-    "codec": 0.15,
-    "main": 0.25,
-    "drawing": 0.25,
-    "understanding": 0.10,
+    "vision": 0.14,
+    "codec": 0.13,
+    "main": 0.20,
+    "understanding": 0.20,
+    "drawing": 0.23,
     "refine": 0.04,
     "judge": 0.06,
 }
@@ -63,7 +63,7 @@ class JobConfig:
     num_held_out: int = 200
     """Groups of held-out inhabitants for the curves; at least 64."""
     processes: int = 2
-    """Processes of the main, the drawing and the understanding stage, each with its own samples."""
+    """Processes of the main, the understanding and the drawing stage, each with its own samples."""
     device: str = "cpu"
     """Where these three compute."""
     seed: int = 1
@@ -117,7 +117,7 @@ def run_job(config: JobConfig, *, spread: Callable[[Stage, JobConfig], None] = a
         model = new_backbone(weights)
         model.vit_model.load_state_dict(load_file(str(out / "vit.safetensors")))
         cached(out / "features.safetensors", lambda: vision_features(model.to(fast_dtype("cpu")), pictures))
-    for name, stage in (("main", train_main), ("drawing", train_drawing), ("understanding", train_understanding)):
+    for name, stage in (("main", train_main), ("understanding", train_understanding), ("drawing", train_drawing)):
         done = out / f"{name}.done"
         if not done.is_file():
             spread(stage, config)
@@ -201,26 +201,11 @@ def train_main(config: JobConfig) -> None:
     ).run()
 
 
-def train_drawing(config: JobConfig) -> None:
-    """Run one process of the drawing stage."""
-    model, sampler = _open_stage(config)
-    soft = SoftTable(sampler.writer.rows, width=model.config.hidden_size, seed=0)
-    load_masters(config.out / "main_state.safetensors", model, soft=soft)
-    DrawingTrainer(
-        model.to(device=config.device, dtype=fast_dtype(config.device)),
-        soft=soft.to(device=config.device, dtype=fast_dtype(config.device)),
-        sampler=sampler,
-        folder=config.out,
-        config=DrawingConfig(budget_s=SHARES["drawing"] * config.budget_s, compiled=config.compiled),
-    ).run()
-
-
 def train_understanding(config: JobConfig) -> None:
     """Run one process of the understanding stage."""
     model, sampler = _open_stage(config)
     soft = SoftTable(sampler.writer.rows, width=model.config.hidden_size, seed=0)
-    for stage in ("main", "drawing"):
-        load_masters(config.out / f"{stage}_state.safetensors", model, soft=soft)
+    load_masters(config.out / "main_state.safetensors", model, soft=soft)
     UnderstandingTrainer(
         model.to(device=config.device, dtype=fast_dtype(config.device)),
         soft=soft.to(device=config.device, dtype=fast_dtype(config.device)),
@@ -230,11 +215,26 @@ def train_understanding(config: JobConfig) -> None:
     ).run()
 
 
+def train_drawing(config: JobConfig) -> None:
+    """Run one process of the drawing stage."""
+    model, sampler = _open_stage(config)
+    soft = SoftTable(sampler.writer.rows, width=model.config.hidden_size, seed=0)
+    for stage in ("main", "understanding"):
+        load_masters(config.out / f"{stage}_state.safetensors", model, soft=soft)
+    DrawingTrainer(
+        model.to(device=config.device, dtype=fast_dtype(config.device)),
+        soft=soft.to(device=config.device, dtype=fast_dtype(config.device)),
+        sampler=sampler,
+        folder=config.out,
+        config=DrawingConfig(budget_s=SHARES["drawing"] * config.budget_s, compiled=config.compiled),
+    ).run()
+
+
 def _export(config: JobConfig, codec: LatentCodec) -> None:
     weights = config.out / "weights"
     model = new_backbone(weights)
     model.vit_model.load_state_dict(load_file(str(config.out / "vit.safetensors")))
-    for stage in ("main", "drawing", "understanding"):
+    for stage in ("main", "understanding", "drawing"):
         load_masters(config.out / f"{stage}_state.safetensors", model)
     export(weights, model=model, codec=codec)
 

@@ -6,7 +6,7 @@ for soft tokens: `soft` (vectors per attribute value, routed to both experts exa
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -62,9 +62,10 @@ class SoftRows:
                     row += 1
         self.num_rows = row
 
-    def of_identity(self, identity: Identity, *, expert: str) -> list[int]:
-        """Return one row per attribute."""
-        return [self._rows[expert, head, value] for head, value in labels(identity).items() if value >= 0]
+    def of_identity(self, identity: Identity, *, expert: str, told: Collection[str] | None = None) -> list[int]:
+        """Return one row per attribute, of those in `told` (None: all)."""
+        heads = {head: value for head, value in labels(identity).items() if value >= 0}
+        return [self._rows[expert, head, value] for head, value in heads.items() if told is None or head in told]
 
     def of_facts(self, facts: Facts, *, expert: str) -> list[int]:
         """Return one row per part of a fact."""
@@ -136,8 +137,15 @@ class Writer:
             ids += self.encode(piece) if piece else ()
         return tuple(ids)
 
-    def by_soft(self, rng: random.Random, identity: Identity, *, facts: Facts | None = None) -> Introduction:
-        """Introduce somebody by vectors, laid out byte for byte as a concept's system prompt."""
+    def by_soft(
+        self,
+        rng: random.Random,
+        identity: Identity,
+        *,
+        facts: Facts | None = None,
+        told: Collection[str] | None = None,
+    ) -> Introduction:
+        """Introduce somebody by vectors of the attributes in `told` (None: all), laid out as a concept's system prompt is."""
         alias = rng.randrange(NUM_ALIASES)
         is_superposed = rng.random() < _SUPERPOSED
         ids, slots = [self._dot], [SoftSlot(offset=0, row=alias)]
@@ -148,7 +156,7 @@ class Writer:
             # What is told in words must not hang on vectors that only drawing trains: facts stand with the
             # understanding expert alone, and now and then the generation expert knows nothing.
             is_silent = expert == "gen" and rng.random() < _SILENT
-            rows = [] if is_silent else self.rows.of_identity(identity, expert=expert)
+            rows = [] if is_silent else self.rows.of_identity(identity, expert=expert, told=told)
             if facts is not None and expert == "und":
                 rows += self.rows.of_facts(facts, expert=expert)
             rows += self._fillers(rng, NUM_SLOTS - len(rows))

@@ -5,7 +5,9 @@ samples hold several noised copies of the target behind one caption.
 """
 
 import random
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +18,9 @@ from omnifarm.miniature.facts import Replay, closed_replay, fact_turns, replays,
 from omnifarm.miniature.identity import Identity, labels
 from omnifarm.miniature.pretrain import corpus
 from omnifarm.miniature.pretrain.corpus import NAME, Group
+from omnifarm.miniature.pretrain.curriculum import Curriculum
 from omnifarm.miniature.pretrain.sequences import LATENT_GRID, VIT_GRID, Introduction, Writer, flatten, targets
+from omnifarm.miniature.scene import Scene
 from omnifarm.miniature.text import (
     Turn,
     appearance_turns,
@@ -27,7 +31,7 @@ from omnifarm.miniature.text import (
     scene_turns,
 )
 
-TASKS = ("understand", "recognise", "watch", "draw", "draw_ref", "edit")
+TASKS = ("understand", "watch", "draw", "draw_ref", "edit")
 NUM_COPIES = 3
 """Noised copies of a target behind one condition: cheaper than another condition, and less varied."""
 
@@ -53,6 +57,20 @@ class Features:
     mean: Tensor | None = None
 
 
+class Comparison(NamedTuple):
+    """A question whether somebody is in a picture.
+
+    Attributes:
+        segments: Introduction, picture, question and answer.
+        matches: What `matches` says of the two.
+        told: Attributes that the introduction tells.
+    """
+
+    segments: list[Segment]
+    matches: tuple[float, ...]
+    told: tuple[str, ...]
+
+
 @dataclass(kw_only=True)
 class Sampler:
     """Draws samples of every task. Not safe to share between processes: give each its own seed.
@@ -72,13 +90,15 @@ class Sampler:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
+        self.curriculum = Curriculum()
         self.noise = torch.Generator().manual_seed(self.seed)
         self.by_noun: dict[str, list[int]] = {}
         for index, group in enumerate(self.groups):
             self.by_noun.setdefault(group.first.noun, []).append(index)
-        self.alike: dict[tuple[str, int], list[int]] = {}
+        self.alike: dict[tuple[str, str, int], list[int]] = {}
         for index, group in enumerate(self.groups):
-            self.alike.setdefault(_at_first_sight(group.first), []).append(index)
+            for head, value in labels(group.first).items():
+                self.alike.setdefault((group.first.noun, head, value), []).append(index)
 
     def draw(self, task: str) -> list[Segment]:
         """Return one sample of a task of `TASKS`."""
@@ -133,20 +153,57 @@ class Sampler:
         rng.shuffle(blocks)
         return [*who.segments, *flatten(blocks)]
 
-    def _recognise(self, index: int) -> list[Segment]:
-        """Ask of several pictures whether A is on them."""
-        view = self.rng.choice((corpus.FIRST, corpus.SECOND))
-        who = self.introduce(index, weights=(0.6, 0.15, 0.25), view=view, facts=self.rng.random() < 0.3)
-        return [*who.segments, *flatten([self._candidate(index, view, who) for _ in range(4)])]
-
     def _some(self, turns: list[Turn], count: int) -> list[Turn]:
         weights = [2.0 if turn.topic in _RARE else 1.0 for turn in turns]
         return self.rng.choices(turns, weights, k=count)
 
+    def comparisons(self, count: int, *, share_partial: float) -> list[Comparison]:
+        """Introduce somebody once and ask of `count` pictures, apart from each other, whether they are there.
+
+        Args:
+            count: Pictures.
+            share_partial: How often only the few attributes are told that `curriculum` chooses.
+        """
+        rng, index = self.rng, self.rng.randrange(len(self.groups))
+        first = self.groups[index].first
+        told = tuple(head for head, value in labels(first).items() if value >= 0)
+        reference = rng.choice((corpus.FIRST, corpus.SECOND))
+        is_partial = rng.random() < share_partial
+        if is_partial:
+            told = self.curriculum.told(rng, first.group)
+            who = self.writer.by_soft(rng, first, told=told)
+        else:
+            who = self.introduce(index, weights=(0.6, 0.15, 0.25), view=reference, facts=rng.random() < 0.3)
+        compared = []
+        for _ in range(count):
+            present, place, view = self._fitting(index, told) if is_partial else self._somewhere(index, reference)
+            question = recognition_turn(NAME, present=present, rng=None if rng.random() < 0.6 else rng)
+            segments = [*who.segments, self.vit(place, view), *self.turn(question, who)]
+            compared.append(Comparison(segments, matches(first, self.groups[place].scenes[view], told=told), told))
+        return compared
+
+    def _fitting(self, index: int, told: Sequence[str]) -> tuple[bool, int, int]:
+        """Return whether somebody like A in what is told is in a picture, as often as not, and its group and view."""
+        rng, first = self.rng, self.groups[index].first
+        is_wanted = rng.random() < 0.5
+        nearest, most = (index, corpus.FIRST if is_wanted else corpus.FIRST_GONE), -1.0
+        for _ in range(12):
+            place = rng.choice(self.by_noun[first.noun])
+            view = corpus.BOTH if rng.random() < _PAIRS else rng.choice((corpus.FIRST, corpus.SECOND))
+            shown = [value for value in matches(first, self.groups[place].scenes[view], told=told) if value >= 0]
+            if all(shown) == is_wanted and sum(shown) > most:
+                nearest, most = (place, view), sum(shown)
+        return is_wanted, *nearest
+
+    def _somewhere(self, index: int, reference: int) -> tuple[bool, int, int]:
+        """Return whether A is in a picture, as often as not, and the picture's group and view."""
+        if self.rng.random() < 0.5:
+            return True, index, self._present_view(reference)
+        return False, *self._absent(index)
+
     def _candidate(self, index: int, reference: int, who: Introduction) -> list[Segment]:
         rng, group = self.rng, self.groups[index]
-        present = rng.random() < 0.5
-        place, view = (index, self._present_view(reference)) if present else self._absent(index)
+        present, place, view = self._somewhere(index, reference)
         wording = None if rng.random() < 0.6 else rng
         block: list[Segment] = [self.vit(place, view)]
         block += self.turn(recognition_turn(NAME, present=present, rng=wording), who)
@@ -174,8 +231,11 @@ class Sampler:
             return index, rng.choice((corpus.OTHER, corpus.BOTH_GONE))
         if kind < _FROM_OWN_GROUP + _EMPTY:
             return index, corpus.FIRST_GONE
-        # Of one class and colour in two of three: the colour alone, which is right in nine of ten others, would do else.
-        alike, peers = self.alike[_at_first_sight(group.first)], self.by_noun[group.first.noun]
+        # Of one class and alike in some attribute in two of three: else a single attribute, which tells nine of ten
+        # others apart, would be all that is compared.
+        shared = [(head, value) for head, value in labels(group.first).items() if value >= 0]
+        alike = self.alike[group.first.noun, *rng.choice(shared)]
+        peers = self.by_noun[group.first.noun]
         pool = rng.choices((alike, peers, range(len(self.groups))), (0.6, 0.3, 0.1))[0]
         others = [i for i in rng.choices(pool, k=3) if group.first not in (self.groups[i].first, self.groups[i].second)]
         if not others:
@@ -296,10 +356,17 @@ def clean(latent: Tensor) -> Segment:
     return LatentSegment(latents=latent, grid=LATENT_GRID)
 
 
-def _at_first_sight(identity: Identity) -> tuple[str, int]:
-    """Return class and largest colour of an identity."""
-    head = {"person": "person.hair_color", "pet": "pet.coat", "object": "object.color"}[identity.group]
-    return identity.noun, labels(identity)[head]
+def matches(first: Identity, scene: Scene, *, told: Collection[str]) -> tuple[float, ...]:
+    """Say of every attribute of `LABELS` whether a picture shows that of `first`: 1 yes, 0 no, -1 it is not in `told`.
+
+    Of several subjects the one that is most like `first` counts.
+    """
+    ours = {head: value if head in told else -1 for head, value in labels(first).items()}
+    shown = [labels(placed.identity) for placed in scene.subjects]
+    theirs = max(shown, key=lambda other: sum(ours[head] == other[head] for head in told), default=None)
+    return tuple(
+        -1.0 if value < 0 else float(theirs is not None and value == theirs[head]) for head, value in ours.items()
+    )
 
 
 def _distance(first: Identity, second: Identity) -> int:

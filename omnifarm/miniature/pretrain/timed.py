@@ -1,4 +1,4 @@
-"""What main, drawing and understanding stage share: steps until a wall-clock budget is spent, curves, resumption.
+"""What main, understanding and drawing stage share: steps until a wall-clock budget is spent, curves, resumption.
 
 The rate is annealed over the budget, so a run ends annealed whatever the machine does.
 """
@@ -16,7 +16,7 @@ from omnifarm.miniature.pretrain.optimizer import MasterOptimizer, OptimizerConf
 from omnifarm.miniature.pretrain.parallel import agreed
 from omnifarm.miniature.pretrain.records import Recorder, load_state, save_state
 
-ADAM_ONLY = ("embed_tokens", "lm_head", "vae2llm", "llm2vae", "time_embedder", "soft.")
+ADAM_ONLY = ("embed_tokens", "lm_head", "vae2llm", "llm2vae", "time_embedder", "soft.", "matches.")
 _LOG_EVERY_S = 20.0
 
 
@@ -59,7 +59,7 @@ class TimedTrainer(ABC):
         self.optimizer = MasterOptimizer(named, config=timing.optimizer, adam_only=ADAM_ONLY)
         self.recorder = Recorder(folder / f"{name}.jsonl")
         self.path = folder / f"{name}_state.safetensors"
-        self.step_index, self.spent_s = 0, 0.0
+        self.step_index, self.spent_s, self.fraction = 0, 0.0, 0.0
         if self.path.is_file():
             state, facts = load_state(self.path)
             self.optimizer.load_state_dict(state)
@@ -78,8 +78,8 @@ class TimedTrainer(ABC):
         start = time.monotonic() - self.spent_s
         saved = logged = time.monotonic()
         while (elapsed := agreed(time.monotonic() - start)) < self.timing.budget_s:
-            fraction = elapsed / self.timing.budget_s
-            self.step(rate_scale(fraction, step=self.step_index, anneal_from=self.timing.anneal_from))
+            self.fraction = elapsed / self.timing.budget_s
+            self.step(rate_scale(self.fraction, step=self.step_index, anneal_from=self.timing.anneal_from))
             now = time.monotonic()
             if self.rank == 0 and now - logged > _LOG_EVERY_S:
                 logged = now
