@@ -20,13 +20,16 @@ def main() -> int:
         try:
             if bucket not in [each["Name"] for each in client.list_buckets()["Buckets"]]:
                 client.create_bucket(Bucket=bucket)
-            # The first write makes the server grow its volumes, which can fail for a moment.
-            client.put_object(Bucket=bucket, Key=".ready", Body=b"")
+            # Volumes are grown by the first write and, after a restart, known some seconds after everything else; an
+            # object of no bytes lies in none.
+            client.put_object(Bucket=bucket, Key=".ready", Body=b"ready")
+            is_read = client.get_object(Bucket=bucket, Key=".ready")["Body"].read() == b"ready"
             client.delete_object(Bucket=bucket, Key=".ready")
         except (BotoCoreError, ClientError):
-            time.sleep(0.3)
-        else:
+            is_read = False
+        if is_read:
             return 0
+        time.sleep(0.3)
     return 1
 
 

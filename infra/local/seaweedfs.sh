@@ -70,8 +70,10 @@ stop() {
     pid=$(<"$pidfile")
     kill "$pid"
     # It may linger on a clean end; what it acknowledged is on disk by then.
-    for _ in $(seq 50); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
+    for _ in $(seq 50); do is_ours || break; sleep 0.1; done
     if is_ours; then kill -9 "$pid"; fi
+    # Until it is gone its ports and files are not free.
+    for _ in $(seq 100); do is_ours || break; sleep 0.1; done
   fi
   rm -f "$pidfile"
 }
