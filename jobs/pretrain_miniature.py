@@ -58,9 +58,12 @@ def main(
     ] = 100.0,
     groups: Annotated[int, typer.Option(min=2, help="Groups of ten pictures to train on.")] = 4000,
     processes: Annotated[
-        int, typer.Option(min=1, help="Ray Train workers of the main and drawing stages, one core or GPU each.")
+        int,
+        typer.Option(
+            min=1, help="Ray Train workers of the main, understanding and drawing stages, one core or GPU each."
+        ),
     ] = 2,
-    device: Annotated[str, typer.Option(help="cpu or cuda, for the main and drawing stages.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu or cuda, for the same stages.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Seed of the corpus.")] = 1,
     compiled: Annotated[
         bool, typer.Option(help="Use torch.compile in the main and drawing stages (needs a C++ compiler).")

@@ -177,8 +177,7 @@ class Sampler:
         compared = []
         for _ in range(count):
             present, place, view = self._fitting(index, told) if is_partial else self._somewhere(index, reference)
-            question = recognition_turn(NAME, present=present, rng=None if rng.random() < 0.6 else rng)
-            segments = [*who.segments, self.vit(place, view), *self.turn(question, who)]
+            segments = [*who.segments, *self._is_there(place, view, present=present, who=who)]
             compared.append(Comparison(segments, matches(first, self.groups[place].scenes[view], told=told), told))
         return compared
 
@@ -204,9 +203,7 @@ class Sampler:
     def _candidate(self, index: int, reference: int, who: Introduction) -> list[Segment]:
         rng, group = self.rng, self.groups[index]
         present, place, view = self._somewhere(index, reference)
-        wording = None if rng.random() < 0.6 else rng
-        block: list[Segment] = [self.vit(place, view)]
-        block += self.turn(recognition_turn(NAME, present=present, rng=wording), who)
+        block = self._is_there(place, view, present=present, who=who)
         if present and rng.random() < 0.6:
             scene = group.scenes[view]
             position = scene.index_of(group.first)
@@ -214,6 +211,11 @@ class Sampler:
                 for turn in rng.sample(scene_turns(scene, position, NAME), 2):
                     block += self.turn(turn, who)
         return block
+
+    def _is_there(self, place: int, view: int, *, present: bool, who: Introduction) -> list[Segment]:
+        """Return a picture, the question whether A is in it, and the answer."""
+        wording = None if self.rng.random() < 0.6 else self.rng
+        return [self.vit(place, view), *self.turn(recognition_turn(NAME, present=present, rng=wording), who)]
 
     def _present_view(self, reference: int) -> int:
         if self.rng.random() < _PAIRS:
