@@ -221,4 +221,4 @@ def _renormalised(guided: Tensor, *, like: Tensor, least: float, per_token: bool
 
 def _sampling_only(values: Mapping[str, Any]) -> dict[str, Any]:
     # These sit in the same blocks but belong to the request, not to the sampler.
-    return {key: value for key, value in values.items() if key not in ("size", "keep_unchanged")}
+    return {key: value for key, value in values.items() if key not in ("size", "keep_unchanged", "attempts")}

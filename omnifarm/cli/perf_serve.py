@@ -250,7 +250,14 @@ class _Bench:
         if kind == "images":
             return self._image(self.engine, name, index)
         # The official way decodes what was edited and leaves it at that.
-        return door.edit(self._photo, _instruction(name), options=self.options(kind), seed=index, keep_unchanged=False)
+        return door.edit(
+            self._photo,
+            _instruction(name),
+            options=self.options(kind),
+            seed=index,
+            keep_unchanged=False,
+            attempts=1,
+        )
 
     def _image(self, engine: Engine, name: str, seed: int) -> Request:
         return engine.door.generate(

@@ -22,6 +22,8 @@ _NAME = re.compile(r"<([A-Za-z0-9][A-Za-z0-9_-]{0,63})>")
 _BARE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _MAX_SEED = 2**63 - 1
 _MAX_STEP_REUSE = 4
+MAX_ATTEMPTS = 4
+"""Pictures that one edit may cost."""
 
 Images = Image | Sequence[Image] | None
 """One picture, several, or none."""
@@ -47,8 +49,11 @@ class Door:
         """Of drawings that say nothing else."""
         self.editing_options = SamplingOptions.for_editing(config)
         """Of edits that say nothing else."""
-        self.keeps_unchanged = bool(config.defaults.get("editing", {}).get("keep_unchanged", False))
+        editing = config.defaults.get("editing", {})
+        self.keeps_unchanged = bool(editing.get("keep_unchanged", False))
         """Of edits that say nothing else: whether pixels an edit left alone are the source's own."""
+        self.attempts = int(editing.get("attempts", 1))
+        """Of edits that say nothing else: pictures at most where a concept is to be removed."""
         usual = (min(_USUAL_SIDE, self.limits.max_side),) * 2
         height, width = config.defaults.get("generation", {}).get("size", usual)
         self.generation_size = (int(height), int(width))
@@ -150,6 +155,7 @@ class Door:
         partial_every: int = 0,
         step_reuse: int = 1,
         keep_unchanged: bool | None = None,
+        attempts: int | None = None,
         tenant: str = "",
     ) -> EditRequest:
         """Build an edit.
@@ -165,6 +171,9 @@ class Door:
             partial_every: Steps between partial images; 0 for none.
             step_reuse: Evaluate every n-th step and extrapolate between: faster, and no longer exact.
             keep_unchanged: Take pixels that the edit left alone from the source; None does as the backbone suggests.
+            attempts: Where a concept is to be removed ("Remove <maeve> ..."), have the model look whether it is gone
+                and draw anew while it is not, up to so many pictures; 1 has nobody look. None does as the backbone
+                suggests.
             tenant: Whose concepts are meant.
 
         Raises:
@@ -185,6 +194,9 @@ class Door:
             partial_every=_check_range(partial_every, name="partial_every", low=0, high=self.limits.max_steps),
             step_reuse=_check_range(step_reuse, name="step_reuse", low=1, high=_MAX_STEP_REUSE),
             keep_unchanged=self.keeps_unchanged if keep_unchanged is None else keep_unchanged,
+            attempts=_check_range(
+                self.attempts if attempts is None else attempts, name="attempts", low=1, high=MAX_ATTEMPTS
+            ),
         )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from omnifarm.backbone.image_ops import ImageTransform, latent_grid, to_rgb, vit_patch_size
 from omnifarm.backbone.weights import LoadedBackbone
+from omnifarm.serving.checking import MAX_REPLY, question_about, removed_by
 from omnifarm.serving.replay import (
     ReplayMode,
     ReplayStyle,
@@ -60,6 +61,10 @@ class Footprint:
             size = sizes[-1][::-1]
             shown = sum(self.vit(one) + self.latents(one[::-1]) for one in sizes)
             contexts = known + think + 2 * (shown + text)
+            removed = removed_by(words)
+            if removed is not None and request.attempts > 1:
+                # Who drew in think mode has read the system prompts together with other words; asking reads them alone.
+                contexts += known + self.vit(sizes[-1]) + self.text(question_about(removed)) + MAX_REPLY
         return replay + contexts + 3 * self.latents(size)
 
     def _replay(self, text: str, residents: Sequence[Resident], *, mode: ReplayMode) -> int:

@@ -36,9 +36,8 @@ def keep_unchanged(edited: Image.Image, *, source: Image.Image, decoded: Image.I
     changed = (change_HW > GLOBAL[0]).float().mean()
     untouched, touched = GLOBAL if changed > LARGEST_PART else LOCAL
     share_HW = (change_HW - untouched).div(touched - untouched).clamp(0, 1)
-    # The pixels beside an edit belong to it.
-    share_HW = _smooth(F.max_pool2d(share_HW[None], 3, stride=1, padding=1)[0])
-    return to_image(torch.lerp(to_tensor(source), to_tensor(edited), share_HW))
+    # No hard border, and none wider: what lies beside an edit is more often somebody else's than the edit's.
+    return to_image(torch.lerp(to_tensor(source), to_tensor(edited), _smooth(share_HW)))
 
 
 def _smooth(values_HW: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from omnifarm.clock import SystemClock
 from omnifarm.errors import OmniFarmError
 from omnifarm.seeding import generator
 from omnifarm.serving.capacity import usual_budget
+from omnifarm.serving.checking import MAX_REPLY, draw_checked, noise_of, question_about, removed_by
 from omnifarm.serving.door import Door
 from omnifarm.serving.footprint import Footprint
 from omnifarm.serving.keeping import keep_unchanged
@@ -50,7 +51,8 @@ class Prompted:
 
     def __init__(self, loaded: LoadedBackbone) -> None:
         self._config, self._tokenizer = loaded.config, loaded.tokenizer
-        self._keeps_unchanged = Door(loaded.config, limits=Limits()).keeps_unchanged
+        door = Door(loaded.config, limits=Limits())
+        self._keeps_unchanged, self._attempts = door.keeps_unchanged, door.attempts
         style = ReplayStyle.from_defaults(loaded.config.defaults.get("replay", {}))
         self._scripts = Scripts(loaded, style=style, clock=SystemClock())
         self._footprint = Footprint(loaded, scripts=self._scripts, style=style)
@@ -97,6 +99,8 @@ class Prompted:
         # Every piece is read by two of the three contexts.
         rows = 2 * self._rows([instruction, image, *known])
         rows += _MOST_BRANCHES * self._footprint.latents((source.height, source.width))
+        if (removed := removed_by(instruction)) is not None:
+            rows += self._rows([question_about(removed), image, *known]) + MAX_REPLY
         changed: Image = self._run(self._edit(image, instruction, known, options, seed), rows=rows)
         return changed
 
@@ -146,7 +150,8 @@ class Prompted:
         introduction = yield from self._introduced(known)
         (main,) = yield [Read(context=NOTHING, segments=[*introduction, self._say(prompt)])]
         guidance = Guidance(main=main, without_text=NOTHING, without_image=main)
-        return (yield from self._picture(guidance, size=size, options=options, seed=seed))
+        noise = noise_of(seed, attempt=0)
+        return (yield from self._picture(guidance, size=size, options=options, noise=noise))
 
     def _edit(self, image: Image, instruction: str, known: Known, options: SamplingOptions, seed: int) -> Moves:
         source = self._scripts.resize(image)
@@ -160,11 +165,21 @@ class Prompted:
             Read(context=NOTHING, segments=[*introduction, text]),
         ]
         guidance = Guidance(main=main, without_text=without_text, without_image=without_image)
-        edited = yield from self._picture(guidance, size=(source.height, source.width), options=options, seed=seed)
-        if not self._keeps_unchanged:
-            return edited
-        (decoded,) = yield [Decode(latents=latents)]
-        return keep_unchanged(edited, source=source, decoded=decoded)
+        size = (source.height, source.width)
+
+        def draw(attempt: int) -> Moves:
+            noise = noise_of(seed, attempt=attempt)
+            edited = yield from self._picture(guidance, size=size, options=options, noise=noise)
+            if not self._keeps_unchanged:
+                return edited
+            (decoded,) = yield [Decode(latents=latents)]
+            return keep_unchanged(edited, source=source, decoded=decoded)
+
+        def ask(question: str, drawn: Image) -> Moves:
+            return self._ask(question, known, drawn, MAX_REPLY)
+
+        edited, _, _ = yield from draw_checked(removed_by(instruction), draw=draw, ask=ask, attempts=self._attempts)
+        return edited
 
     def _introduced(self, known: Known) -> Moves:
         segments: list[Segment] = []
@@ -180,10 +195,12 @@ class Prompted:
     def _condition(self, image: Image, latents: Latents) -> list[Segment]:
         return [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self._scripts.show(image)]
 
-    def _picture(self, guidance: Guidance, *, size: tuple[int, int], options: SamplingOptions, seed: int) -> Moves:
+    def _picture(
+        self, guidance: Guidance, *, size: tuple[int, int], options: SamplingOptions, noise: torch.Generator
+    ) -> Moves:
         grid = latent_grid(size, config=self._config)
-        noise = torch.randn(grid[0] * grid[1], self._config.latent_dim, generator=generator(seed, "noise"))
-        (drawn,) = yield [Draw(guidance=guidance, grid=grid, options=options, noise=noise)]
+        latents = torch.randn(grid[0] * grid[1], self._config.latent_dim, generator=noise)
+        (drawn,) = yield [Draw(guidance=guidance, grid=grid, options=options, noise=latents)]
         (image,) = yield [Decode(latents=drawn)]
         return image
 

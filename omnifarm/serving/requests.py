@@ -103,6 +103,8 @@ class EditRequest:
     """Evaluate every n-th step and extrapolate between; 1 evaluates all and is exact."""
     keep_unchanged: bool
     """Take pixels that the edit left alone from the source, see `keeping.py`."""
+    attempts: int
+    """Pictures at most where a concept is to be removed, see `checking.py`; 1 looks at none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +151,10 @@ class Picture:
     """Seconds by phase: `queue_s`, `replay_s`, `prefill_s`, `denoise_s`, `decode_s`, `total_s`."""
     num_image_tokens: int = 0
     """How many of `num_prompt_tokens` are those of pictures."""
+    num_attempts: int = 1
+    """Pictures drawn until this one: more than one where the concept to be removed was still seen in the ones before."""
+    is_gone: bool | None = None
+    """Whether the concept to be removed is no longer seen in it; None where nobody looked."""
 
 
 Request = AskRequest | GenerateRequest | EditRequest

@@ -6,6 +6,7 @@
     edit      [system prompts] [think] [sources, latents and ViT each] [instruction] [thought]        -> picture
               text guidance against: [think] [sources]
               image guidance against: system prompts, think and instruction
+              looked at, if it was to remove somebody: [system prompts] [result, ViT] [question]  -> Yes or No
 
 The layouts are those of training. Replay comes first and runs on contexts of its own. A script holds no tensor of
 the model: it yields works and is given contexts, texts and latents.
@@ -27,7 +28,9 @@ from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.clock import Clock
 from omnifarm.concept.prompts import system_prompt, user_text
 from omnifarm.concept.soft_tokens import SoftTokenLayout
+from omnifarm.concept.spec import PLACEHOLDER
 from omnifarm.seeding import generator
+from omnifarm.serving.checking import MAX_REPLY, draw_checked, noise_of, removed_by
 from omnifarm.serving.events import Event, PartialImage
 from omnifarm.serving.keeping import keep_unchanged
 from omnifarm.serving.prefixes import content_digest, digest
@@ -153,16 +156,49 @@ class Scripts:
             main, thought = yield from self._think(main, request, tell=tell)
             guidance = Guidance(main=main, without_text=without_text, without_image=without_image)
         size = (sources[-1].height, sources[-1].width)
-        picture: Picture = yield from self._draw(
-            request, guidance, size=size, traces=traces, thought=thought, tell=tell, watch=watch
-        )
-        # Each picture is framed by two tokens.
-        picture = replace(picture, num_image_tokens=sum(one.grid[0] * one.grid[1] + 2 for one in shown))
-        if request.keep_unchanged:
+        drawn: list[Picture] = []
+
+        def draw(attempt: int) -> Moves:
+            picture: Picture = yield from self._draw(
+                # Pictures on the way are those of the first attempt: a client asked for so many and no more.
+                request if attempt == 0 else replace(request, partial_every=0),
+                guidance,
+                size=size,
+                traces=traces,
+                thought=thought,
+                tell=tell,
+                watch=watch,
+                attempt=attempt,
+            )
+            drawn.append(picture)
+            if not request.keep_unchanged:
+                return picture.image
             (decoded,) = yield [Decode(latents=encoded[-1])]
-            kept = keep_unchanged(picture.image, source=sources[-1], decoded=decoded)
-            picture = replace(picture, image=kept)
-        return picture
+            return keep_unchanged(picture.image, source=sources[-1], decoded=decoded)
+
+        def ask(question: str, image: Image.Image) -> Moves:
+            with watch.phase("check_s"):
+                context = yield from self._known(residents, think=None)
+                said: list[Segment] = [self.show(self.resize(image)), self.say(question, residents)]
+                (context,) = yield [Read(context=context, segments=said, is_towards_text=True)]
+                (ids,) = yield [Write(context=context, max_tokens=MAX_REPLY)]
+            return self._tokenizer.decode_generated(ids)
+
+        removed = removed_by(request.instruction)
+        # A name that is nobody's is nobody the model could look for.
+        if removed not in (*(one.identifier for one in residents), *([PLACEHOLDER] if len(residents) == 1 else [])):
+            removed = None
+        image, num_attempts, is_gone = yield from draw_checked(removed, draw=draw, ask=ask, attempts=request.attempts)
+        return replace(
+            drawn[-1],
+            image=image,
+            # Each picture is framed by two tokens.
+            num_image_tokens=sum(one.grid[0] * one.grid[1] + 2 for one in shown),
+            num_evaluations=sum(one.num_evaluations for one in drawn),
+            num_attempts=num_attempts,
+            is_gone=is_gone,
+            timings=watch.timings(),
+        )
 
     def resize(self, image: Image.Image) -> Image.Image:
         """Return the picture at the size the backbone works with: every picture takes this step first."""
@@ -270,9 +306,10 @@ class Scripts:
         thought: str | None,
         tell: Tell,
         watch: Stopwatch,
+        attempt: int = 0,
     ) -> Moves:
         grid = latent_grid(size, config=self._config)
-        seeded = generator(request.seed, "noise")
+        seeded = noise_of(request.seed, attempt=attempt)
         noise = torch.randn(grid[0] * grid[1], self._config.latent_dim, generator=seeded)
 
         def watch_step(step: Step) -> Decode | None:

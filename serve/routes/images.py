@@ -154,6 +154,7 @@ async def edit(
                 think=body.think,
                 step_reuse=body.step_reuse,
                 keep_unchanged=body.keeps_unchanged,
+                attempts=body.attempts,
                 partial_every=_partial_every(body, options),
                 tenant=caller.tenant,
             )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from omnifarm.errors import RequestError
+from omnifarm.serving.door import MAX_ATTEMPTS
 from omnifarm.serving.replay import ReplayTrace
 from omnifarm.serving.requests import Picture
 from serve.pictures import OutputFormat
@@ -91,6 +92,16 @@ class EditBody(DrawBody):
         Field(description="high: pixels that the edit leaves alone are the source's own; low: all are drawn anew."),
     ] = None
 
+    attempts: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_ATTEMPTS,
+            description="Of a prompt that removes a concept: the model looks whether it is gone and draws anew while it "
+            "is not, up to so many pictures; 1: nobody looks.",
+        ),
+    ] = None
+
     @property
     def keeps_unchanged(self) -> bool | None:
         """What `input_fidelity` says of pixels an edit leaves alone; None leaves it to the backbone."""
@@ -135,6 +146,10 @@ class Drawn(BaseModel):
     replay: Annotated[list[Trace], Field(description="One entry for each concept that was consulted.")]
     thought: str | None = None
     num_evaluations: int
+    num_attempts: Annotated[int, Field(description="Pictures drawn until this one.")]
+    is_gone: Annotated[
+        bool | None, Field(description="Whether the concept to be removed is no longer seen; null: nobody looked.")
+    ]
     timings: dict[str, float]
 
     @classmethod
@@ -147,6 +162,8 @@ class Drawn(BaseModel):
             replay=[Trace.of(trace) for trace in picture.replay],
             thought=picture.thought or None,
             num_evaluations=picture.num_evaluations,
+            num_attempts=picture.num_attempts,
+            is_gone=picture.is_gone,
             timings=dict(picture.timings),
         )
 

@@ -72,12 +72,13 @@ DEFAULTS: dict[str, Any] = {
     "editing": {
         "num_timesteps": 25,
         "timestep_shift": 3.0,
-        "cfg_text_scale": 2.0,
+        "cfg_text_scale": 2.5,
         "cfg_img_scale": 1.0,
-        "cfg_interval": [0.0, 1.0],
+        "cfg_interval": [0.0, 0.8],
         "cfg_renorm_type": "text_channel",
-        "cfg_renorm_min": 0.0,
+        "cfg_renorm_min": 1.0,
         "keep_unchanged": True,
+        "attempts": 3,
     },
     "replay": {"instruction": "", "num_exemplars": 0, "max_tokens": 64, "max_words": 40},
     "recipe": {
