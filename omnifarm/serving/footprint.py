@@ -15,10 +15,7 @@ from omnifarm.serving.replay import (
 )
 from omnifarm.serving.requests import AskRequest, GenerateRequest, Request
 from omnifarm.serving.resident import Resident
-from omnifarm.serving.scripts import MAX_THOUGHT, Scripts
-
-_FRAME = 2
-"""Start and end token around every segment."""
+from omnifarm.serving.scripts import FRAME, MAX_THOUGHT, Scripts
 
 
 class Footprint:
@@ -43,7 +40,7 @@ class Footprint:
             request: Checked.
             residents: Its concepts.
         """
-        known = sum(len(self._scripts.introduce(one).ids) + _FRAME for one in residents)
+        known = sum(len(self._scripts.introduce(one).ids) + FRAME for one in residents)
         if isinstance(request, AskRequest):
             think = self._think("understanding") if request.think else 0
             shown = sum(self.vit(image.size) for image in request.images)
@@ -53,7 +50,7 @@ class Footprint:
         # What replay composes is at most the request and, for every concept, what was written about it.
         text = self.text(words) + (len(residents) * self._style.max_tokens if replay else 0)
         # What says nothing but how to think has rows of its own; a thought is written and read again.
-        think = 2 * self._think("generation") + 2 * MAX_THOUGHT + _FRAME if request.think else 0
+        think = 2 * self._think("generation") + 2 * MAX_THOUGHT + FRAME if request.think else 0
         if isinstance(request, GenerateRequest):
             size, contexts = request.size, known + think + text
         else:
@@ -79,23 +76,23 @@ class Footprint:
         )
         longest = max(self.text(prompt) for prompt in prompts)
         # One concept at a time: its system prompt, its prompt (longer by what was written before), what it writes.
-        introduction = max(len(self._scripts.introduce(one).ids) + _FRAME for one in residents)
+        introduction = max(len(self._scripts.introduce(one).ids) + FRAME for one in residents)
         return introduction + longest + (len(residents) + 3) * style.max_tokens
 
     def text(self, text: str) -> int:
         """Return the rows of a text."""
-        return len(self._tokenizer.encode_user(text)) + _FRAME
+        return len(self._tokenizer.encode_user(text)) + FRAME
 
     def _think(self, output: str) -> int:
-        return len(self._scripts.think_prompt(output).ids) + _FRAME
+        return len(self._scripts.think_prompt(output).ids) + FRAME
 
     def latents(self, size: tuple[int, int]) -> int:
         """Return the rows of a picture of `size` (height, width) as the denoiser sees it."""
         rows, columns = latent_grid(size, config=self._config)
-        return rows * columns + _FRAME
+        return rows * columns + FRAME
 
     def vit(self, width_height: tuple[int, int]) -> int:
         """Return the rows of a picture as understanding sees it."""
         width, height = self._vit.size(self._vae.size(width_height))
         patch = vit_patch_size(self._config)
-        return (width // patch) * (height // patch) + _FRAME
+        return (width // patch) * (height // patch) + FRAME

@@ -41,6 +41,8 @@ from omnifarm.serving.stopwatch import Stopwatch
 from omnifarm.serving.streaming import TextStream, ThoughtStream
 from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Latents, Read, Script, Write
 
+FRAME = 2
+"""Start and end token around every segment."""
 LEAST_SHARED = 16
 """Tokens that an opening must have to be worth keeping."""
 
@@ -82,10 +84,10 @@ class Scripts:
             stream.feed(ids)
 
         with watch.phase("prefill_s"):
-            context = yield from self._known(residents, think="understanding" if request.think else None)
             said: list[Segment] = [self.show(self.resize(image)) for image in request.images]
             said.append(self.say(request.question, residents))
-            (context,) = yield [Read(context=context, segments=said, is_towards_text=True)]
+            think = "understanding" if request.think else None
+            (context,) = yield [self._behind(residents, said, think=think, is_towards_text=True)]
         with watch.phase("decode_s"):
             (ids,) = yield [
                 Write(
@@ -117,8 +119,7 @@ class Scripts:
         with watch.phase("prefill_s"):
             think = "generation" if request.think else None
             unsaid = yield from self._known([], think=think)
-            known = yield from self._known(residents, think=think)
-            (said,) = yield [Read(context=known, segments=[self.say(prompt, residents)])]
+            (said,) = yield [self._behind(residents, [self.say(prompt, residents)], think=think)]
             main, thought = yield from self._think(said, request, tell=tell)
             # What guidance steers away from never knows the thought.
             guidance = Guidance(main=main, without_text=unsaid, without_image=said)
@@ -143,13 +144,12 @@ class Scripts:
                 shown += [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self.show(source)]
             think = "generation" if request.think else None
             unsaid = yield from self._known([], think=think)
-            known = yield from self._known(residents, think=think)
             options = request.options
-            reads = [Read(context=known, segments=[*shown, text])]
+            reads = [self._behind(residents, [*shown, text], think=think)]
             if options.cfg_text_scale > 1:
                 reads.append(Read(context=unsaid, segments=shown))
                 if options.cfg_img_scale > 1:
-                    reads.append(Read(context=known, segments=[text]))
+                    reads.append(self._behind(residents, [text], think=think))
             # A branch whose guidance is off is never looked at; any context will do for it.
             main, *others = yield reads
             without_text, without_image = [*others, main, main][:2]
@@ -178,9 +178,8 @@ class Scripts:
 
         def ask(question: str, image: Image.Image) -> Moves:
             with watch.phase("check_s"):
-                context = yield from self._known(residents, think=None)
-                said: list[Segment] = [self.show(self.resize(image)), self.say(question, residents)]
-                (context,) = yield [Read(context=context, segments=said, is_towards_text=True)]
+                said = [self.show(self.resize(image)), self.say(question, residents)]
+                (context,) = yield [self._behind(residents, said, think=None, is_towards_text=True)]
                 (ids,) = yield [Write(context=context, max_tokens=MAX_REPLY)]
             return self._tokenizer.decode_generated(ids)
 
@@ -231,15 +230,31 @@ class Scripts:
         whose = [part for one in residents for part in (one.tenant, one.name, one.version)]
         return digest(self._fingerprint, str(len(residents)), *whose, content_digest(segments))
 
-    def _known(self, residents: Sequence[Resident], *, think: str | None) -> Moves:
-        """Read system prompts, or find that they have been read."""
-        segments = [self.introduce(resident) for resident in residents]
+    def _behind(
+        self,
+        residents: Sequence[Resident],
+        segments: Sequence[Segment],
+        *,
+        think: str | None,
+        is_towards_text: bool = False,
+    ) -> Read:
+        """Return the reading of segments behind the system prompts, which are read with them unless they have been."""
+        opening = [self.introduce(resident) for resident in residents]
         if think is not None:
-            segments.append(self.think_prompt(think))
-        if not segments:
+            opening.append(self.think_prompt(think))
+        return Read(
+            context=NOTHING,
+            segments=[*opening, *segments],
+            key=self._key(residents, opening) if opening else None,
+            num_shared=sum(len(one.ids) + FRAME for one in opening) if opening and segments else None,
+            is_towards_text=is_towards_text,
+        )
+
+    def _known(self, residents: Sequence[Resident], *, think: str | None) -> Moves:
+        """Read system prompts and nothing else, or find that they have been read."""
+        if not residents and think is None:
             return NOTHING
-        key = self._key(residents, segments)
-        (context,) = yield [Read(context=NOTHING, segments=segments, key=key, is_towards_text=True)]
+        (context,) = yield [self._behind(residents, [], think=think, is_towards_text=True)]
         return context
 
     def _replay(self, text: str, residents: Sequence[Resident], *, mode: ReplayMode) -> Moves:

@@ -82,14 +82,15 @@ class ReadTask:
         """Note that these pieces were read; return the new context when it was all."""
         self._done += sum(self.pieces[:num_pieces])
         self.pieces = self.pieces[num_pieces:]
-        return None if self.pieces else self._context_of(self._rows, self._owners)
+        return None if self.pieces else self._context_of(self._rows, self._rope, self._owners)
 
     def prefix(self) -> PooledContext:
         """Return the context behind the shared beginning."""
-        return self._context_of(self._rows[: self._num_shared], self._prefix_owners)
+        rope = int(self._positions[self._num_shared - 1]) + 1
+        return self._context_of(self._rows[: self._num_shared], rope, self._prefix_owners)
 
-    def _context_of(self, rows: Tensor, owners: tuple[Rows, ...]) -> PooledContext:
-        return PooledContext(rows=torch.cat((self._context.rows, rows)), rope=self._rope, owners=owners)
+    def _context_of(self, rows: Tensor, rope: int, owners: tuple[Rows, ...]) -> PooledContext:
+        return PooledContext(rows=torch.cat((self._context.rows, rows)), rope=rope, owners=owners)
 
 
 class WriteTask:

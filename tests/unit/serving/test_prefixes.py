@@ -3,15 +3,19 @@
 from collections.abc import Callable
 
 import pytest
+from PIL import Image
 
-from omnifarm.backbone.weights import LoadedBackbone
+from omnifarm.backbone.flow import SamplingOptions
+from omnifarm.backbone.weights import LoadedBackbone, load_backbone
 from omnifarm.concept.repository import ConceptRepository
 from omnifarm.errors import ServingError
 from omnifarm.serving.capacity import Capacity
 from omnifarm.serving.engine import Engine
 from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.scheduler import Budget
-from tests.unit.serving.concepts import QUICK
+from omnifarm.store.memory import MemoryStore
+from omnifarm.training.precision import weights_dtype
+from tests.unit.serving.concepts import QUICK, commit
 from tests.unit.serving.test_batching import content
 
 QUESTION = "Who is <maeve>?"
@@ -111,3 +115,32 @@ def test_who_waited_for_an_opening_and_cannot_go_on_fails_alone(
     assert content(first.result(0)) == alone
     with pytest.raises(ServingError, match="MemoryError"):
         second.result(0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_result_is_bit_for_bit_the_same_behind_a_prefix_that_was_read_before(dtype: str) -> None:
+    # With the miniature, because matrix kernels are chosen by width and the tiny backbone's are few.
+    loaded = load_backbone("miniature", dtype=weights_dtype(dtype, "cpu"))
+    repository = ConceptRepository(MemoryStore())
+    for seed, name in enumerate(("maeve", "bo"), start=1):
+        commit(repository, loaded, name, seed=seed)
+    engine = Engine(loaded, repository)
+    options = SamplingOptions(num_timesteps=3)
+    photo = Image.linear_gradient("L").resize((96, 96)).convert("RGB")
+
+    def results() -> list[object]:
+        return [
+            engine.ask("What does <maeve> look like?", max_tokens=6).text,
+            engine.ask("Is <maeve> in the photo?", image=photo, max_tokens=6).text,
+            engine.generate("<maeve> and <bo> at the beach.", options=options, seed=1, replay="off").image.tobytes(),
+            engine.generate("<bo> at home.", options=options, seed=1).image.tobytes(),
+            engine.edit(photo, "Remove <bo>.", options=options, seed=2).image.tobytes(),
+        ]
+
+    cold = results()
+    hits = engine.statistics()["prefix_hits"]
+    assert results() == cold
+    assert engine.statistics()["prefix_hits"] >= hits + 5
+    engine.forget("maeve")
+    engine.forget("bo")
+    assert results() == cold
