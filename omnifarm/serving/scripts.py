@@ -178,7 +178,7 @@ class Scripts:
 
         def ask(question: str, image: Image.Image) -> Moves:
             with watch.phase("check_s"):
-                said = [self.show(self.resize(image)), self.say(question, residents)]
+                said: list[Segment] = [self.show(self.resize(image)), self.say(question, residents)]
                 (context,) = yield [self._behind(residents, said, think=None, is_towards_text=True)]
                 (ids,) = yield [Write(context=context, max_tokens=MAX_REPLY)]
             return self._tokenizer.decode_generated(ids)
