@@ -201,7 +201,7 @@ class Judge:
         """Read pictures (B, 96, 96, 3) uint8."""
         readings: list[Reading] = []
         for first in range(0, len(pictures), 64):
-            pixels = torch.from_numpy(np.ascontiguousarray(pictures[first : first + 64]))
+            pixels = torch.tensor(pictures[first : first + 64])
             scene, slots = self._network(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1)
             readings += [_reading(scene[i], slots[i]) for i in range(len(scene))]
         return readings

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omnifarm.backbone.image_ops import to_image, to_tensor
 
-LOCAL = (40 / 127.5, 80 / 127.5)
+LOCAL = (60 / 127.5, 80 / 127.5)
 """Of an edit of a part of the picture: the largest difference of a colour, in units of [-1, 1], that is no edit, and
 the smallest that certainly is one; between the two both pictures are mixed. What lies beyond the part is drawn anew
 too, a little off, so small differences are no edit."""
@@ -31,13 +31,14 @@ def keep_unchanged(edited: Image.Image, *, source: Image.Image, decoded: Image.I
         source: What was edited, of the same size.
         decoded: The source's own latents, decoded.
     """
-    # A pixel's noise is no edit.
-    change_HW = _smooth((to_tensor(edited) - to_tensor(decoded)).abs().amax(dim=0))
+    # A pixel's noise is no edit; its neighbours' say which it is.
+    change_HW = _smooth(_smooth((to_tensor(edited) - to_tensor(decoded)).abs().amax(dim=0)))
     changed = (change_HW > GLOBAL[0]).float().mean()
     untouched, touched = GLOBAL if changed > LARGEST_PART else LOCAL
     share_HW = (change_HW - untouched).div(touched - untouched).clamp(0, 1)
-    # No hard border, and none wider: what lies beside an edit is more often somebody else's than the edit's.
-    return to_image(torch.lerp(to_tensor(source), to_tensor(edited), _smooth(share_HW)))
+    # The pixels beside an edit belong to it: without them the outline of what was removed would stay.
+    share_HW = _smooth(F.max_pool2d(share_HW[None], 3, stride=1, padding=1)[0])
+    return to_image(torch.lerp(to_tensor(source), to_tensor(edited), share_HW))
 
 
 def _smooth(values_HW: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from omnifarm.backbone.flow import SamplingOptions
 from omnifarm.backbone.image_ops import latent_grid
@@ -31,7 +32,7 @@ from omnifarm.serving.replay import ReplayStyle
 from omnifarm.serving.requests import Limits
 from omnifarm.serving.runner import Runner
 from omnifarm.serving.scripts import Moves, Scripts
-from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Latents, Read, Script, Write
+from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Held, Latents, Read, Script, Write
 
 _CACHED_TOKENS = 65536
 _MAX_WAITING = 1024
@@ -167,9 +168,10 @@ class Prompted:
         guidance = Guidance(main=main, without_text=without_text, without_image=without_image)
         size = (source.height, source.width)
 
-        def draw(attempt: int) -> Moves:
+        def draw(attempt: int, is_held: Tensor | None) -> Moves:
+            held = None if is_held is None else Held(tokens=latents.tokens, is_held=is_held)
             noise = noise_of(seed, attempt=attempt)
-            edited = yield from self._picture(guidance, size=size, options=options, noise=noise)
+            edited = yield from self._picture(guidance, size=size, options=options, noise=noise, held=held)
             if not self._keeps_unchanged:
                 return edited
             (decoded,) = yield [Decode(latents=latents)]
@@ -178,7 +180,9 @@ class Prompted:
         def ask(question: str, drawn: Image) -> Moves:
             return self._ask(question, known, drawn, MAX_REPLY)
 
-        edited, _, _ = yield from draw_checked(removed_by(instruction), draw=draw, ask=ask, attempts=self._attempts)
+        edited, _, _ = yield from draw_checked(
+            removed_by(instruction), source=source, grid=latents.grid, draw=draw, ask=ask, attempts=self._attempts
+        )
         return edited
 
     def _introduced(self, known: Known) -> Moves:
@@ -196,11 +200,17 @@ class Prompted:
         return [LatentSegment(latents=latents.tokens.cpu(), grid=latents.grid), self._scripts.show(image)]
 
     def _picture(
-        self, guidance: Guidance, *, size: tuple[int, int], options: SamplingOptions, noise: torch.Generator
+        self,
+        guidance: Guidance,
+        *,
+        size: tuple[int, int],
+        options: SamplingOptions,
+        noise: torch.Generator,
+        held: Held | None = None,
     ) -> Moves:
         grid = latent_grid(size, config=self._config)
         latents = torch.randn(grid[0] * grid[1], self._config.latent_dim, generator=noise)
-        (drawn,) = yield [Draw(guidance=guidance, grid=grid, options=options, noise=latents)]
+        (drawn,) = yield [Draw(guidance=guidance, grid=grid, options=options, noise=latents, held=held)]
         (image,) = yield [Decode(latents=drawn)]
         return image
 

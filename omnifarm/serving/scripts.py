@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from omnifarm.backbone.flow import Step
 from omnifarm.backbone.image_ops import ImageTransform, latent_grid, patchify_vit, to_rgb, vit_patch_size
@@ -39,7 +40,7 @@ from omnifarm.serving.requests import Answer, AskRequest, EditRequest, GenerateR
 from omnifarm.serving.resident import Resident
 from omnifarm.serving.stopwatch import Stopwatch
 from omnifarm.serving.streaming import TextStream, ThoughtStream
-from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Latents, Read, Script, Write
+from omnifarm.serving.work import Decode, Draw, Encode, Guidance, Held, Latents, Read, Script, Write
 
 FRAME = 2
 """Start and end token around every segment."""
@@ -158,7 +159,7 @@ class Scripts:
         size = (sources[-1].height, sources[-1].width)
         drawn: list[Picture] = []
 
-        def draw(attempt: int) -> Moves:
+        def draw(attempt: int, is_held: Tensor | None) -> Moves:
             picture: Picture = yield from self._draw(
                 # Pictures on the way are those of the first attempt: a client asked for so many and no more.
                 request if attempt == 0 else replace(request, partial_every=0),
@@ -169,6 +170,7 @@ class Scripts:
                 tell=tell,
                 watch=watch,
                 attempt=attempt,
+                held=None if is_held is None else Held(tokens=encoded[-1].tokens, is_held=is_held),
             )
             drawn.append(picture)
             if not request.keep_unchanged:
@@ -187,7 +189,9 @@ class Scripts:
         # A name that is nobody's is nobody the model could look for.
         if removed not in (*(one.identifier for one in residents), *([PLACEHOLDER] if len(residents) == 1 else [])):
             removed = None
-        image, num_attempts, is_gone = yield from draw_checked(removed, draw=draw, ask=ask, attempts=request.attempts)
+        image, num_attempts, is_gone = yield from draw_checked(
+            removed, source=sources[-1], grid=encoded[-1].grid, draw=draw, ask=ask, attempts=request.attempts
+        )
         return replace(
             drawn[-1],
             image=image,
@@ -322,6 +326,7 @@ class Scripts:
         tell: Tell,
         watch: Stopwatch,
         attempt: int = 0,
+        held: Held | None = None,
     ) -> Moves:
         grid = latent_grid(size, config=self._config)
         seeded = noise_of(request.seed, attempt=attempt)
@@ -349,6 +354,7 @@ class Scripts:
                     noise=noise,
                     reuse=request.step_reuse,
                     on_step=watch_step,
+                    held=held,
                 )
             ]
         with watch.phase("decode_s"):

@@ -20,7 +20,7 @@ from omnifarm.backbone.packing import Start, pack
 from omnifarm.backbone.positions import grid_position_ids
 from omnifarm.backbone.step import Part
 from omnifarm.serving.scheduler import pieces_of
-from omnifarm.serving.work import Decode, Draw, Latents, Read, Write
+from omnifarm.serving.work import Decode, Draw, Held, Latents, Read, Write
 
 LARGEST_PIECE = 512
 """Tokens of text read in one piece."""
@@ -217,6 +217,8 @@ class DrawTask:
         before = self.x
         self.x = before - velocity * self._strides[index]
         self._index += 1
+        if self.work.held is not None:
+            self._hold(self.work.held)
         if self.work.on_step is not None:
             num_steps = self.work.options.num_timesteps - 1
             scales = self._scales[index]
@@ -224,6 +226,11 @@ class DrawTask:
             aside = self.work.on_step(step)
             if aside is not None:
                 self.asides.append(aside)
+
+    def _hold(self, held: Held) -> None:
+        noise = self.work.noise.to(self.x)
+        given = torch.lerp(held.tokens.to(self.x), noise, self.t)
+        self.x = torch.where(held.is_held.to(self.x.device)[:, None], given, self.x)
 
     def _may_extrapolate(self) -> bool:
         """Whether this step may do without the model: between two evaluated ones, neither first nor last."""

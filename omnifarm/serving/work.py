@@ -82,6 +82,16 @@ class Latents:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """Latent tokens that a drawing is not to invent: at time t they are (1 - t) x_0 + t noise of a given picture."""
+
+    tokens: Tensor
+    """(N, E) x_0, the picture's clean latents."""
+    is_held: Tensor
+    """(N,) bool, which of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Draw:
     """Walk from noise to a picture; gives `Latents`."""
 
@@ -97,6 +107,8 @@ class Draw:
     """Evaluate every `reuse`-th step and extrapolate between; 1 evaluates all."""
     on_step: Callable[[Step], "Decode | None"] | None = None
     """Told after every step; what it returns is decoded beside the drawing."""
+    held: "Held | None" = None
+    """What of the picture is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -74,7 +74,7 @@ DEFAULTS: dict[str, Any] = {
         "timestep_shift": 3.0,
         "cfg_text_scale": 2.5,
         "cfg_img_scale": 1.0,
-        "cfg_interval": [0.0, 0.8],
+        "cfg_interval": [0.0, 0.7],
         "cfg_renorm_type": "text_channel",
         "cfg_renorm_min": 1.0,
         "keep_unchanged": True,

@@ -108,7 +108,7 @@ async function picture(wanted, { state, shown, more }, { seconds, alive }) {
   if (!result) throw api.offline();
   const url = pngUrl(result.b64_json);
   fill(shown, isEdit ? slider(wanted.picture.url, url, wanted.text) : h("div", { className: "picture" }, h("img", { src: url, alt: wanted.text })));
-  state.textContent = `${isEdit ? "Changed" : "Drawn"} in ${seconds()} s · seed ${result.seed}`;
+  state.textContent = `${isEdit ? "Changed" : "Drawn"} in ${seconds()} s · seed ${result.seed}${checkOf(result)}`;
   const made = { url, name: isEdit ? "edited.png" : "drawn.png" };
   const { b64_json: _, type: __, ...plain } = result;
   const trace = traceOf(result.replay ?? []);
@@ -130,6 +130,12 @@ async function formOf(body, given) {
   }
   form.append("image", await fromUrl(given.url), given.name);
   return form;
+}
+
+// Of a removal that the model looked at: what it took.
+function checkOf({ num_attempts: attempts, is_gone: isGone }) {
+  if (isGone === false) return ` · still seen in it after ${attempts} attempts`;
+  return attempts > 1 ? ` · gone at attempt ${attempts}` : "";
 }
 
 const TRACES = {

@@ -3,14 +3,20 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
+from omnifarm.backbone.kv_pool import NOTHING
+from omnifarm.backbone.weights import LoadedBackbone
 from omnifarm.errors import RequestError
 from omnifarm.serving import checking
 from omnifarm.serving.checking import draw_checked, removed_by
 from omnifarm.serving.engine import Engine
 from omnifarm.serving.events import Event, PartialImage
+from omnifarm.serving.loop import Entry
 from omnifarm.serving.requests import Picture
+from omnifarm.serving.work import Draw, Guidance, Held, Latents, Script
 from tests.unit.serving.concepts import EDIT
 
 
@@ -48,14 +54,22 @@ def test_only_instructions_that_remove_a_concept_are_looked_at(instruction: str,
 
 
 def run(
-    removed: str | None, replies: Sequence[str], *, attempts: int
+    removed: str | None, replies: Sequence[str], *, attempts: int, changed: Sequence[int] = ()
 ) -> tuple[tuple[Any, int, bool | None], list[str]]:
-    pictures = [Image.new("RGB", (1, 1), (i, 0, 0)) for i in range(attempts)]
+    """Run a script over a source of two by two latent tokens, of which attempt i changes token `changed[i]`."""
+    source = Image.new("RGB", (32, 32))
+    pictures = [source.copy() for _ in range(attempts)]
+    for picture, token in zip(pictures, changed, strict=False):
+        picture.paste((255, 255, 255), (token % 2 * 16, token // 2 * 16, token % 2 * 16 + 16, token // 2 * 16 + 16))
+    for number, picture in enumerate(pictures):
+        # Less than an edit, and enough to tell them apart.
+        picture.putpixel((0, 31), (number + 1, 0, 0))
     said: list[str] = []
 
-    def draw(attempt: int) -> Generator[Sequence[Any], list[Any], Image.Image]:
+    def draw(attempt: int, is_held: Tensor | None) -> Generator[Sequence[Any], list[Any], Image.Image]:
         yield []
-        said.append(f"draw {attempt}")
+        held = "" if is_held is None else f" holding {is_held.nonzero().flatten().tolist()}"
+        said.append(f"draw {attempt}{held}")
         return pictures[attempt]
 
     def ask(question: str, image: Image.Image) -> Generator[Sequence[Any], list[Any], str]:
@@ -63,7 +77,7 @@ def run(
         said.append(f"{question} {pictures.index(image)}")
         return replies[pictures.index(image)]
 
-    script = draw_checked(removed, draw=draw, ask=ask, attempts=attempts)
+    script = draw_checked(removed, source=source, grid=(2, 2), draw=draw, ask=ask, attempts=attempts)
     try:
         next(script)
         while True:
@@ -79,6 +93,11 @@ def test_a_removal_is_drawn_anew_while_the_concept_is_seen() -> None:
     about = "Is <bo> in the photo?"
     assert said == ["draw 0", f"{about} 0", "draw 1", f"{about} 1", "draw 2", f"{about} 2"]
     assert run("<bo>", ["Yesterday"], attempts=2)[0] == (0, 1, True)
+
+
+def test_what_changed_while_the_concept_stayed_is_somebody_else_and_is_held_from_then_on() -> None:
+    _, said = run("<bo>", ["Yes.", "Yes.", "No."], attempts=3, changed=[1, 2, 0])
+    assert [one for one in said if one.startswith("draw")] == ["draw 0", "draw 1 holding [1]", "draw 2 holding [1, 2]"]
 
 
 def test_when_all_attempts_are_used_the_last_stands_and_it_is_said() -> None:
@@ -121,6 +140,39 @@ def test_a_later_attempt_is_another_picture_and_none_is_anybodys_business(
         while small._prefixes.let_go():
             pass
         assert small.statistics()["rows_used"] == 0
+
+
+def test_held_latents_end_as_they_were_given_and_the_others_do_not(
+    loaded: LoadedBackbone, new_engine: Callable[..., Engine]
+) -> None:
+    drawn: list[Latents] = []
+    given = torch.randn(4, loaded.config.latent_dim, generator=torch.Generator().manual_seed(1))
+    is_held = torch.tensor([True, False, False, True])
+
+    def script(held: Held | None) -> Script[None]:
+        noise = torch.randn(4, loaded.config.latent_dim, generator=torch.Generator().manual_seed(2))
+        guidance = Guidance(main=NOTHING, without_text=NOTHING, without_image=NOTHING)
+        (latents,) = yield [Draw(guidance=guidance, grid=(2, 2), options=EDIT, noise=noise, held=held)]
+        drawn.append(latents)
+
+    loop = new_engine()._loop
+    for number, held in enumerate((None, Held(tokens=given, is_held=is_held))):
+        loop.submit(
+            Entry(
+                number=number,
+                script=script(held),
+                rows=100,
+                tenant="",
+                on_start=lambda: None,
+                on_end=lambda result, error: None,
+            )
+        )
+    while loop.step():
+        pass
+    free, bound = (one.tokens for one in drawn)
+    assert torch.equal(bound[is_held], given[is_held])
+    assert not torch.isclose(free[is_held], given[is_held]).any(dim=1).all()
+    assert not torch.equal(bound[~is_held], free[~is_held]), "the others were drawn beside what is held"
 
 
 @pytest.mark.usefixtures("always_seen")
