@@ -2,7 +2,7 @@
 
 On both sides eight callers are under way at all times, and whoever has its picture asks for the next; the engine has a
 thread of its own in this process as it has there. The sides take turns, and each turn is compared with the one beside
-it, because the speed of a machine drifts by more than is to be measured.
+it, because the speed of a machine drifts by more than is to be measured; many short turns say more than few long ones.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _CONCURRENCY = 8
 _TIMEOUT_S = 600.0
 
 
-def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: int = 4, turns: int = 7) -> list[float]:
+def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: int = 2, turns: int = 20) -> list[float]:
     """Return by which part drawings at concurrency 8 take longer over HTTP, one number a pair of turns.
 
     Args:
@@ -72,10 +72,15 @@ def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: i
     ):
         overheads = []
         for turn in range(1 + turns):
-            over_http = _seconds(lambda: list(pool.map(draw_some, range(_CONCURRENCY))))
-            in_process = _seconds(lambda: asyncio.run(draw_here()))
+            sides = [
+                lambda: _seconds(lambda: list(pool.map(draw_some, range(_CONCURRENCY)))),
+                lambda: _seconds(lambda: asyncio.run(draw_here())),
+            ]
+            # Each side is the first of every second pair, so that a drift of the machine favours neither.
+            order = (0, 1) if turn % 2 else (1, 0)
+            seconds = {side: sides[side]() for side in order}
             if turn:
-                overheads.append(round(over_http / in_process - 1, 4))
+                overheads.append(round(seconds[0] / seconds[1] - 1, 4))
     return overheads
 
 
