@@ -75,7 +75,7 @@ class ServePlan:
     @property
     def resident_rounds(self) -> int:
         """Turns that compare many residents with one: a few per cent are to be told, and single turns vary by as much."""
-        return 2 * self.rounds + 2
+        return 8 * self.rounds
 
 
 def measure_serve(plan: ServePlan) -> dict[str, Any]:
@@ -216,7 +216,8 @@ class _Bench:
     def resident_loss(self) -> dict[str, float]:
         """Return the part of image throughput that is lost with many concepts in memory instead of one, by both clocks.
 
-        Medians over pairs of turns, one side right after the other: a machine's slow drift is in both.
+        Medians over pairs of turns, one side right after the other and each first in every second pair: a machine's
+        slow drift is in both.
         """
         names = [f"r{index}" for index in range(self._plan.residents)]
         for index, name in enumerate(names):
@@ -228,7 +229,8 @@ class _Bench:
         losses: list[_Took] = []
         for turn in range(self._plan.resident_rounds + 1):
             took: dict[str, _Took] = {}
-            for side, engine in (("one", one), ("many", many)):
+            sides = (("one", one), ("many", many))
+            for side, engine in sides if turn % 2 else sides[::-1]:
                 # Other concepts in every turn: none of their prefixes has been read before.
                 first = turn * count
                 chosen = [names[0]] * count if side == "one" else names[first : first + count]

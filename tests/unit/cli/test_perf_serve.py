@@ -14,7 +14,7 @@ from omnifarm.errors import ConfigError
 @pytest.mark.slow
 def test_the_report_has_the_agreed_keys_and_both_sides_agree() -> None:
     threads = torch.get_num_threads()
-    arguments = ["--steps", "2", "--side", "48", "--rounds", "1", "--residents", "160", "--threads", "1"]
+    arguments = ["--steps", "2", "--side", "48", "--rounds", "1", "--residents", "288", "--threads", "1"]
     try:
         done = CliRunner().invoke(app, ["perf", "serve", "--json", "--precision", "float32", *arguments])
     finally:
