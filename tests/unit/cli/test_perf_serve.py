@@ -33,5 +33,5 @@ def test_the_report_has_the_agreed_keys_and_both_sides_agree() -> None:
 
 
 def test_too_few_residents_for_the_rounds_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 288"):
+    with pytest.raises(ConfigError, match="at least 800"):
         ServePlan(residents=100)
