@@ -78,10 +78,12 @@ export function becoming(job, { onclose }) {
   async function cancel() {
     stop.disabled = true;
     isMine = true;
+    // Said before it is asked: that it has stopped may be heard before the answer is, and must stay.
+    state.textContent = "Stopping…";
     try {
       await api.post(`/v1/fine_tuning/jobs/${job.id}/cancel`);
-      state.textContent = "Stopping…";
     } catch (error) {
+      if (over) return;
       state.textContent = explained(error).title;
       isMine = false;
       stop.disabled = false;
