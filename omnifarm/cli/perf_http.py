@@ -24,7 +24,7 @@ _CONCURRENCY = 8
 _TIMEOUT_S = 600.0
 
 
-def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: int = 2, turns: int = 20) -> list[float]:
+def http_overhead(url: str, *, engine: Engine, options: SamplingOptions, each: int = 2, turns: int = 12) -> list[float]:
     """Return by which part drawings at concurrency 8 take longer over HTTP, one number a pair of turns.
 
     Args:

@@ -147,6 +147,27 @@ def test_an_edit_keeps_the_size_of_its_source(acme: OpenAI, kind: str) -> None:
     assert opened(reply.data[0].b64_json).size == (96, 64)
 
 
+def test_a_removal_is_looked_at_when_that_is_asked_for(acme: OpenAI) -> None:
+    def edited(prompt: str, **more: int) -> Any:
+        reply = acme.images.edit(
+            model="bagel:<maeve>",
+            image=("a.png", picture()),
+            prompt=prompt,
+            extra_body={"num_timesteps": 3, **more},
+        )
+        assert reply.data is not None
+        return reply.data[0]
+
+    unseen = edited("remove <maeve>")
+    assert (unseen.num_attempts, unseen.is_gone) == (1, None), "the released weights suggest nothing"
+    seen = edited("remove <maeve>", attempts=2)
+    assert seen.is_gone in (True, False)
+    assert seen.num_attempts == 1 or seen.num_evaluations == 2 * unseen.num_evaluations
+    assert edited("add a hat to <maeve>", attempts=2).is_gone is None
+    with pytest.raises(openai.UnprocessableEntityError, match="attempts"):
+        edited("remove <maeve>", attempts=9)
+
+
 def test_a_streamed_edit_has_its_own_event_names(acme: OpenAI) -> None:
     events = list(
         acme.images.edit(  # type: ignore[call-overload]
